@@ -1,0 +1,1 @@
+"""The commands behind `inspectd`, one a module; `inspectd.cli` parses and calls them."""

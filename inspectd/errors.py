@@ -1,0 +1,101 @@
+"""Everything that can go wrong, as types.
+
+Two families matter to whoever catches: a `TransientError` may succeed when tried again (a broker
+that is away, a frame that did not come); a `PermanentError` will not, until a person changes
+something (a typo in a file, a missing camera driver). Each message says what is wrong, where, and
+what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class InspectdError(Exception):
+    """The root: catching it catches every error this package raises on purpose."""
+
+
+class TransientError(InspectdError):
+    """It may succeed when tried again."""
+
+
+class PermanentError(InspectdError):
+    """Trying again is no use until a person changes something."""
+
+
+class ImageError(PermanentError, ValueError):
+    """An array that the algorithm cannot work with: its shape, type or values."""
+
+
+class ReferencesError(PermanentError):
+    """The reference pictures of a program are missing, too few, damaged or do not fit it."""
+
+
+class CameraError(InspectdError):
+    """The root of the cameras' errors."""
+
+
+class CameraTimeout(CameraError, TransientError):
+    """No frame came within the time allowed."""
+
+
+class CameraLost(CameraError, TransientError):
+    """The camera went away or answers with errors; it can be opened again."""
+
+
+class CameraUnusable(CameraError, PermanentError):
+    """The camera cannot be used as it is set: no such folder, no such driver, no such mode."""
+
+
+class EndOfFrames(CameraError):
+    """A camera that plays something recorded has come to its end."""
+
+
+class JournalError(TransientError):
+    """An inspection could not be committed to the journal (disk full, folder read-only)."""
+
+
+class JournalUnusable(PermanentError):
+    """The journal cannot be opened at all."""
+
+
+class BrokerUnavailable(TransientError):
+    """The MQTT broker cannot be reached at present."""
+
+
+class ControlError(PermanentError):
+    """A request over the control socket was refused or not understood."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One mistake in a settings file.
+
+    Attributes:
+        file: the file's path.
+        line: counted from 1; 0 when the file as a whole is meant.
+        key: dotted path of the key, such as ``camera.exposure_us`` or ``regions[2].box``.
+        message: what is wrong and what was expected.
+        hint: the nearest known key or value, or another fix; empty when there is none.
+    """
+
+    file: str
+    line: int
+    key: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        key = f" {self.key}:" if self.key else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{place}:{key} {self.message}{hint}"
+
+
+class SettingsError(PermanentError):
+    """A settings file is wrong. Carries every problem found, in the order of the lines."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))

@@ -1,0 +1,1 @@
+"""From a frame to the small grey picture that is judged, and back to one for the eye."""

@@ -1,0 +1,53 @@
+"""The names of the topics under ``inspectd/STATION``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ONLINE = b"online"
+OFFLINE = b"offline"
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Every topic of one station."""
+
+    station: str
+
+    @property
+    def base(self) -> str:
+        return f"inspectd/{self.station}"
+
+    @property
+    def availability(self) -> str:
+        return f"{self.base}/availability"
+
+    @property
+    def state(self) -> str:
+        return f"{self.base}/state"
+
+    @property
+    def verdict(self) -> str:
+        return f"{self.base}/verdict"
+
+    @property
+    def result(self) -> str:
+        return f"{self.base}/result"
+
+    @property
+    def heatmap(self) -> str:
+        return f"{self.base}/heatmap"
+
+    @property
+    def heatmap_id(self) -> str:
+        return f"{self.base}/heatmap/id"
+
+    @property
+    def map(self) -> str:
+        return f"{self.base}/map"
+
+    def request(self, name: str) -> str:
+        return f"{self.base}/request/{name}"
+
+    def response(self, name: str) -> str:
+        return f"{self.base}/response/{name}"

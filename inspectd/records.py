@@ -1,0 +1,195 @@
+"""The records that the layers hand to each other: frames, triggers, inspections.
+
+Frozen, without behaviour beyond small derived values. Durations are monotonic nanoseconds or
+milliseconds; instants that leave the process are UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+GreyImage: TypeAlias = NDArray[np.uint8]
+"""uint8 (height, width)."""
+Image: TypeAlias = NDArray[np.uint8]
+"""uint8 (height, width) grey or (height, width, 3) in OpenCV's order blue, green, red."""
+FloatMap: TypeAlias = NDArray[np.float32]
+"""float32 (rows, cols)."""
+
+
+class Verdict(StrEnum):
+    """What a trigger is answered with; nothing else exists."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    NOT_JUDGED = "NOT_JUDGED"
+
+
+class Reason(StrEnum):
+    """Why a verdict is not PASS."""
+
+    ABOVE_LIMIT = "above limit"
+    TOO_DARK = "too dark"
+    TOO_BRIGHT = "too bright"
+    NO_CONTRAST = "no contrast"
+    OUT_OF_FOCUS = "out of focus"
+    WRONG_SIZE = "wrong size"
+    TOO_FEW_REFERENCES = "too few references"
+    NOT_FINITE = "score not finite"
+    CAMERA_TIMEOUT = "camera timeout"
+    CAMERA_LOST = "camera lost"
+    OVERRUN = "overrun"
+    STALE_TRIGGER = "stale trigger"
+    STOPPING = "stopping"
+    JOURNAL_UNAVAILABLE = "journal unavailable"
+    INTERNAL_ERROR = "internal error"
+
+
+class Defect(StrEnum):
+    """What the simulated camera can do to its part."""
+
+    MISSING_PIN = "missing_pin"
+    BENT_PIN = "bent_pin"
+    FOREIGN_OBJECT = "foreign_object"
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a simulated frame really shows.
+
+    Attributes:
+        defect: None for a good part.
+        box: x0, y0, x1, y1 of the defect in frame pixels; None for a good part.
+    """
+
+    defect: Defect | None = None
+    box: tuple[float, float, float, float] | None = None
+
+    @property
+    def good(self) -> bool:
+        return self.defect is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture, copied out of the camera's buffer.
+
+    Attributes:
+        pixels: uint8 (height, width) or (height, width, 3) in the order blue, green, red.
+        name: the camera's own name of the picture: a file name, or the frame's number.
+        captured_at: UTC.
+        captured_ns: `time.monotonic_ns` at the end of the exposure.
+        truth: what the frame shows, where the camera knows it; never read by the inspector.
+    """
+
+    pixels: Image
+    name: str
+    captured_at: datetime
+    captured_ns: int
+    truth: Truth | None = None
+
+
+class TriggerSource(StrEnum):
+    """What asked for a verdict."""
+
+    INTERVAL = "interval"
+    CONTINUOUS = "continuous"
+    MQTT = "mqtt"
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """One demand for a verdict.
+
+    Attributes:
+        requested_at: UTC.
+        requested_ns: `time.monotonic_ns`.
+        part_id: the part's own id as the requester gave it; echoed in the verdict.
+        transaction: the requester's name for this request; the same one asked again gets the
+            same answer.
+        response_topic: MQTT 5 response topic, where the requester gave one.
+        correlation_data: MQTT 5 correlation data, echoed.
+    """
+
+    source: TriggerSource
+    requested_at: datetime
+    requested_ns: int
+    part_id: str | None = None
+    transaction: str | None = None
+    response_topic: str | None = None
+    correlation_data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PictureHealth:
+    """Measurements of the picture itself, apart from the part.
+
+    Attributes:
+        brightness: mean grey value, 0 to 1.
+        contrast: standard deviation of the grey values, 0 to 0.5.
+        focus: sharpness before the reduction, without unit (see `imaging.gate.focus_measure`).
+        focus_ratio: focus over the references' median focus; None without references.
+    """
+
+    brightness: float
+    contrast: float
+    focus: float
+    focus_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegionScore:
+    """How one named region of the program came out; ``score`` is in units of its own limit."""
+
+    name: str
+    score: float
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most abnormal place: frame pixels (the centre of the patch) and its score."""
+
+    x: float
+    y: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """The judgement of one frame by one program.
+
+    Attributes:
+        reason: None exactly when the verdict is PASS.
+        detail: the figures behind the reason, for a person.
+        score: abnormality in units of the limit, 1.0 is the limit; None when not judged.
+        limit: the limit in the method's raw units, the threshold included; None when there is none.
+        map: float32 (rows, cols) in units of the limit, each patch by its region's threshold,
+            ignored patches 0; None when not judged.
+        picture: uint8 (height, width), the reduced grey picture that was judged; None when the
+            frame could not be reduced.
+        timings_ms: stage name to milliseconds.
+    """
+
+    verdict: Verdict
+    reason: Reason | None = None
+    detail: str = ""
+    score: float | None = None
+    limit: float | None = None
+    regions: tuple[RegionScore, ...] = ()
+    peak: Peak | None = None
+    map: FloatMap | None = None
+    picture: GreyImage | None = None
+    health: PictureHealth | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def margin(self) -> float | None:
+        """What is left to the limit, in units of the limit; negative above it."""
+        return None if self.score is None else 1.0 - self.score

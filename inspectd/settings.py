@@ -1,0 +1,378 @@
+"""What can be set: the types of the station file and of the program files.
+
+Frozen records; their field names, types, bounds and descriptions are the one source for the
+checker (`inspectd.config`), for the JSON Schemas and for the examples in ``config/``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from inspectd.errors import PermanentError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=NAME_PATTERN,
+        description="letters, digits, '-' and '_', starting with a letter or digit; at most 64",
+    ),
+]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0, description="a number from 0 to 1")]
+PixelPosition = Annotated[int, Meta(ge=0, description="a whole number of pixels")]
+PixelSize = Annotated[int, Meta(ge=1, description="a whole number of pixels")]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of every settings record: frozen, and an unknown key is an error."""
+
+
+# ---- the station file --------------------------------------------------------------------------
+
+
+class ReplayCamera(Record, frozen=True, tag_field="driver", tag="replay"):
+    """Pictures from a folder or a video file in place of a camera."""
+
+    path: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="folder of images (searched with its subfolders, in the order of their "
+            "names) or a video file; relative to the station file",
+        ),
+    ]
+    rate: Annotated[
+        float, Meta(gt=0.0, le=1000.0, description="pictures per second at the most")
+    ] = 10.0
+    loop: Annotated[
+        bool, Meta(description="begin again at the end; otherwise the service stops there")
+    ] = False
+
+
+class SimulatedCamera(Record, frozen=True, tag_field="driver", tag="simulated"):
+    """A rendered terminal block of 27 pins; needs no hardware."""
+
+    width: Annotated[int, Meta(ge=160, le=4096, description="frame width in pixels")] = 728
+    height: Annotated[int, Meta(ge=120, le=4096, description="frame height in pixels")] = 544
+    rate: Annotated[
+        float, Meta(gt=0.0, le=1000.0, description="pictures per second at the most")
+    ] = 30.0
+    seed: Annotated[
+        int, Meta(ge=0, description="the same seed renders the same sequence of pictures")
+    ] = 0
+    defect_rate: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="share of the parts that carry a defect")
+    ] = 0.0
+    defects: Annotated[
+        tuple[Literal["missing_pin", "bent_pin", "foreign_object"], ...],
+        Meta(min_length=1, description="the kinds of defect to draw from"),
+    ] = ("missing_pin", "bent_pin", "foreign_object")
+    jitter: Annotated[
+        float,
+        Meta(ge=0.0, le=10.0, description="pose jitter: 1 is a well-guided part, 0 none"),
+    ] = 1.0
+    light_drift: Annotated[
+        float, Meta(ge=0.0, le=0.5, description="slow change of the light, as a share of it")
+    ] = 0.03
+    noise: Annotated[
+        float, Meta(ge=0.0, le=50.0, description="sensor noise in grey levels of 255")
+    ] = 2.0
+
+
+CameraSettings: TypeAlias = ReplayCamera | SimulatedCamera
+
+
+class IntervalTrigger(Record, frozen=True, tag_field="source", tag="interval"):
+    """A picture every so many seconds, without drift."""
+
+    interval_s: Annotated[
+        float, Meta(ge=0.01, le=86400.0, description="seconds from one picture to the next")
+    ] = 1.0
+
+
+class ContinuousTrigger(Record, frozen=True, tag_field="source", tag="continuous"):
+    """Every picture that the camera gives."""
+
+
+class MqttTrigger(Record, frozen=True, tag_field="source", tag="mqtt"):
+    """Only when a request comes by MQTT (which is answered with the other sources too)."""
+
+
+TriggerSettings: TypeAlias = IntervalTrigger | ContinuousTrigger | MqttTrigger
+
+
+class MqttSettings(Record, frozen=True):
+    """The broker."""
+
+    host: Annotated[str, Meta(min_length=1, description="the broker's name or address")] = (
+        "localhost"
+    )
+    port: Annotated[int, Meta(ge=1, le=65535, description="the broker's TCP port")] = 1883
+    keepalive_s: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=3600,
+            description="seconds of silence after which broker and station test each other",
+        ),
+    ] = 5
+
+
+class StorageSettings(Record, frozen=True):
+    """Where the station keeps what must outlive it."""
+
+    directory: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="folder for journal and references; each station has its own folder in it; "
+            "relative to the station file",
+        ),
+    ] = "/var/lib/inspectd"
+
+
+class Station(Record, frozen=True):
+    """The station file: one camera, one trigger, one broker."""
+
+    station: Annotated[Name, Meta(description="the station's name, part of every MQTT topic")]
+    program: Annotated[
+        Name, Meta(description="the program to judge by: NAME for programs/NAME.yaml beside this")
+    ]
+    camera: Annotated[CameraSettings, Meta(description="where the pictures come from")]
+    trigger: Annotated[TriggerSettings, Meta(description="what asks for a verdict")] = (
+        IntervalTrigger()
+    )
+    capture_timeout_s: Annotated[
+        float,
+        Meta(gt=0.0, le=60.0, description="seconds to wait for a picture before NOT_JUDGED"),
+    ] = 2.0
+    queue: Annotated[
+        int,
+        Meta(ge=1, le=10000, description="triggers that may wait; beyond, NOT_JUDGED 'overrun'"),
+    ] = 16
+    mqtt: Annotated[MqttSettings, Meta(description="the MQTT broker")] = MqttSettings()
+    storage: Annotated[StorageSettings, Meta(description="folders of the station")] = (
+        StorageSettings()
+    )
+
+
+# ---- the program files -------------------------------------------------------------------------
+
+
+class RegionOfInterest(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A rectangle in frame pixels, written as [x, y, width, height]."""
+
+    x: PixelPosition
+    y: PixelPosition
+    width: PixelSize
+    height: PixelSize
+
+
+class Box(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A rectangle in shares of the inspected picture, written as [left, top, right, bottom]."""
+
+    left: Fraction
+    top: Fraction
+    right: Fraction
+    bottom: Fraction
+
+    def __post_init__(self) -> None:
+        if self.right <= self.left or self.bottom <= self.top:
+            raise ValueError("a box is [left, top, right, bottom] with left < right, top < bottom")
+
+
+Point = tuple[Fraction, Fraction]
+
+
+class Region(Record, frozen=True):
+    """A named part of the picture with a threshold of its own, or ignored."""
+
+    name: Annotated[Name, Meta(description="stands in the verdict when the region fails")]
+    box: Annotated[
+        Box | None,
+        Meta(description="[left, top, right, bottom] in shares of the inspected picture, 0 to 1"),
+    ] = None
+    polygon: Annotated[
+        tuple[Point, ...] | None,
+        Meta(description="[[x, y], ...] in shares of the inspected picture; three points or more"),
+    ] = None
+    threshold: Annotated[
+        float,
+        Meta(gt=0.0, le=100.0, description="in units of the program's limit; larger tolerates"),
+    ] = 1.0
+    ignore: Annotated[bool, Meta(description="never judge what lies in this region")] = False
+
+    def __post_init__(self) -> None:
+        if (self.box is None) == (self.polygon is None):
+            raise ValueError("a region needs either a box or a polygon")
+        if self.polygon is not None and len(self.polygon) < 3:
+            raise ValueError("a polygon needs at least three points")
+
+
+Odd = Annotated[int, Meta(ge=1, le=101)]
+
+
+class SoartcSettings(Record, frozen=True):
+    """Parameters of the SOARTC comparison; the defaults are the published production values."""
+
+    part: Annotated[Odd, Meta(description="side of the convolution parts in pixels, odd")] = 5
+    band: Annotated[Odd, Meta(description="width of the parts' bands in pixels, odd")] = 1
+    centre_weight: Annotated[
+        float, Meta(gt=0.0, le=100.0, description="weight of the middle of the diagonal parts")
+    ] = 2.0
+    stride: Annotated[
+        int, Meta(ge=1, le=100, description="pixels between the windows of a patch")
+    ] = 2
+    step: Annotated[int, Meta(ge=1, le=200, description="pixels from one patch to the next")] = 2
+    p: Annotated[
+        float, Meta(ge=1.0, le=32.0, description="exponent of the distance over the six parts")
+    ] = 4.0
+    weights: Annotated[
+        tuple[
+            Annotated[float, Meta(ge=0.0)],
+            Annotated[float, Meta(ge=0.0)],
+            Annotated[float, Meta(ge=0.0)],
+        ],
+        Meta(description="weights of the three distances (ln beta, eta, gamma) in the map"),
+    ] = (1.0, 5.0, 10.0)
+
+    def __post_init__(self) -> None:
+        if self.part < 3 or self.part % 2 == 0:
+            raise ValueError(f"part must be odd and at least 3, not {self.part}")
+        if self.band % 2 == 0 or self.band >= self.part:
+            raise ValueError(f"band must be odd and smaller than part, not {self.band}")
+        if not any(self.weights):
+            raise ValueError("weights must not all be 0")
+
+
+class ReferenceSettings(Record, frozen=True):
+    """What the program demands of its references."""
+
+    minimum: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="fewer good pictures than this and nothing can PASS"),
+    ] = 5
+
+
+class LimitSettings(Record, frozen=True):
+    """Where good ends."""
+
+    threshold: Annotated[
+        float,
+        Meta(
+            gt=0.0,
+            le=100.0,
+            description="in units of the learned limit: 1 as learned, larger tolerates more",
+        ),
+    ] = 1.0
+
+
+class HealthSettings(Record, frozen=True):
+    """Bounds on the picture itself; outside them it is NOT_JUDGED."""
+
+    min_brightness: Annotated[
+        Fraction, Meta(description="mean grey value below this is 'too dark'; 0 to 1")
+    ] = 0.03
+    max_brightness: Annotated[
+        Fraction, Meta(description="mean grey value above this is 'too bright'; 0 to 1")
+    ] = 0.97
+    min_contrast: Annotated[
+        Fraction,
+        Meta(description="deviation of the grey values below this is 'no contrast'"),
+    ] = 0.02
+    min_focus: Annotated[
+        Fraction,
+        Meta(description="sharpness below this share of the references' median: 'out of focus'"),
+    ] = 0.4
+
+    def __post_init__(self) -> None:
+        if self.min_brightness >= self.max_brightness:
+            raise ValueError("min_brightness must be below max_brightness")
+
+
+class Program(Record, frozen=True):
+    """A program file: one product and how it is judged."""
+
+    description: Annotated[str, Meta(description="for people")] = ""
+    roi: Annotated[
+        RegionOfInterest | None,
+        Meta(description="region of interest, [x, y, width, height] in frame pixels"),
+    ] = None
+    resolution: Annotated[
+        int, Meta(ge=16, le=2000, description="longest side of the inspected picture in pixels")
+    ] = 100
+    soartc: Annotated[SoartcSettings, Meta(description="parameters of the comparison")] = (
+        SoartcSettings()
+    )
+    method: Annotated[
+        Literal["published", "mean"],
+        Meta(
+            description="published: against the average of the references' pictures; "
+            "mean: against the mean of the references' descriptions"
+        ),
+    ] = "mean"
+    references: Annotated[ReferenceSettings, Meta(description="demands on the references")] = (
+        ReferenceSettings()
+    )
+    limit: Annotated[LimitSettings, Meta(description="where good ends")] = LimitSettings()
+    regions: Annotated[
+        tuple[Region, ...], Meta(description="parts of the picture judged on their own, or ignored")
+    ] = ()
+    health: Annotated[HealthSettings, Meta(description="bounds on the picture itself")] = (
+        HealthSettings()
+    )
+
+    def __post_init__(self) -> None:
+        names = [region.name for region in self.regions]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two regions are named {', '.join(twice)}")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A station file and its program, as loaded together.
+
+    Attributes:
+        path: the station file.
+        programs: every program of the folder beside it, by name.
+        hash: 12 hex digits of the SHA-256 over all of it; stands in every verdict.
+    """
+
+    path: Path
+    station: Station
+    programs: dict[str, Program]
+    hash: str
+
+    @property
+    def program(self) -> Program:
+        """The program that the station file names."""
+        return self.programs[self.station.program]
+
+    @property
+    def directory(self) -> Path:
+        """The station's own folder for what must outlive it."""
+        return self.resolve(self.station.storage.directory) / self.station.station
+
+    @property
+    def references_directory(self) -> Path:
+        return self.directory / "references"
+
+    @property
+    def control_socket(self) -> Path:
+        """Raises PermanentError where the path is longer than a socket's may be."""
+        path = self.directory / "control.sock"
+        if len(bytes(path)) > 107:
+            raise PermanentError(
+                f"the control socket's path is too long for the system ({len(bytes(path))} bytes, "
+                f"at most 107): {path}; choose a shorter storage.directory"
+            )
+        return path
+
+    def resolve(self, path: str) -> Path:
+        """A path of the settings, relative ones against the station file's folder."""
+        return (self.path.parent / path).absolute()
