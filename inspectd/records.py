@@ -144,6 +144,27 @@ class PictureHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchGrid:
+    """Where the patches of a map lie in the inspected picture.
+
+    Patch (i, j) covers the rows from i * step to i * step + extent, the columns likewise; all pairs
+    are (rows, columns) in pixels of the inspected picture.
+    """
+
+    rows: int
+    cols: int
+    step: tuple[int, int]
+    extent: tuple[int, int]
+
+    def centre(self, row: float, column: float) -> tuple[float, float]:
+        """x and y of a patch's centre, where 0 is the edge of the first pixel."""
+        return (
+            column * self.step[1] + self.extent[1] / 2,
+            row * self.step[0] + self.extent[0] / 2,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RegionScore:
     """How one named region of the program came out; ``score`` is in units of its own limit."""
 

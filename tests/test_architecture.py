@@ -1,0 +1,139 @@
+"""The gate: lint, types, the direction of imports, and the list of packages."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "inspectd"
+
+LAYERS = {
+    0: {"records", "settings", "config", "errors", "__init__"},
+    1: {"soartc", "imaging", "limits", "payload"},
+    2: {"inspector"},
+    3: {"camera", "trigger", "journal", "mqtt", "references", "clock"},
+    4: {"service", "control"},
+    5: {"cli", "__main__", "commands"},
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
+ONLY_IMPORTERS = {
+    "paho": {"mqtt/client.py"},
+    "sqlite3": {"journal.py"},
+    "picamera2": {"camera/picamera.py"},
+    "numba": {"soartc/kernels.py"},
+    "yaml": {"config.py"},
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(path):
+    """Dotted names that a module imports, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def place(path):
+    """The top-level module or package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def inner(name):
+    """The same for a dotted name; None for what is not ours."""
+    parts = name.split(".")
+    if parts[0] != "inspectd" or len(parts) < 2:
+        return None
+    return parts[1] if parts[1] in LAYER else "__init__"
+
+
+def test_every_module_has_a_layer():
+    assert {place(path) for path in modules()} <= LAYER.keys()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    own = place(path)
+    wrong = [
+        name
+        for name in imports_of(path)
+        if (other := inner(name)) is not None
+        and other not in {own, "__init__"}
+        and not (LAYER[other] < LAYER[own] or LAYER[own] == LAYER[other] in {0, 4, 5})
+    ]
+    assert not wrong, f"{path.name} is of layer {LAYER[own]} and imports {wrong}"
+
+
+def test_imports_have_no_cycles():
+    graph = {}
+    for path in modules():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = set(imports_of(path))
+    known = set(graph)
+
+    def edges(name):
+        for target in graph[name]:
+            module = target if target in known else target.rpartition(".")[0]
+            if module in known and module != name and not name.startswith(f"{module}."):
+                yield module
+
+    done, active = set(), []
+
+    def visit(name):
+        assert name not in active, " imports ".join([*active[active.index(name) :], name])
+        if name in done:
+            return
+        active.append(name)
+        for target in edges(name):
+            visit(target)
+        active.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize("library", ONLY_IMPORTERS)
+def test_each_library_is_imported_in_one_place(library):
+    importers = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if any(name.split(".")[0] == library for name in imports_of(path))
+    }
+    assert importers <= ONLY_IMPORTERS[library]
+
+
+def test_the_list_of_packages_is_complete():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]["packages"]
+    found = [".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")]
+    assert sorted(listed) == sorted(found)
+
+
+def run_tool(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("mypy",),
+    ],
+    ids=["lint", "format", "types"],
+)
+def test_the_linters_are_content(arguments):
+    result = run_tool(*arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
