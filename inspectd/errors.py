@@ -32,6 +32,13 @@ class ReferencesError(PermanentError):
     """The reference pictures of a program are missing, too few, damaged or do not fit it."""
 
 
+class PictureUnreadable(PermanentError):
+    """An image file that cannot be read whole: missing, empty, cut short, damaged, of a wrong kind.
+
+    The message continues a sentence that begins with the file's name.
+    """
+
+
 class CameraError(InspectdError):
     """The root of the cameras' errors."""
 

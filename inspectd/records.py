@@ -157,7 +157,7 @@ class PatchGrid:
     extent: tuple[int, int]
 
     def centre(self, row: float, column: float) -> tuple[float, float]:
-        """x and y of a patch's centre, where 0 is the edge of the first pixel."""
+        """The x and y of a patch's centre, where 0 is the edge of the first pixel."""
         return (
             column * self.step[1] + self.extent[1] / 2,
             row * self.step[0] + self.extent[0] / 2,

@@ -6,6 +6,7 @@ checker (`inspectd.config`), for the JSON Schemas and for the examples in ``conf
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -15,20 +16,31 @@ from msgspec import Meta
 from inspectd.errors import PermanentError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+NAME_RULE = "letters, digits, '-' and '_', starting with a letter or digit; at most 64"
 
-Name = Annotated[
-    str,
-    Meta(
-        pattern=NAME_PATTERN,
-        description="letters, digits, '-' and '_', starting with a letter or digit; at most 64",
-    ),
-]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0, description="a number from 0 to 1")]
-PixelPosition = Annotated[int, Meta(ge=0, description="a whole number of pixels")]
-PixelSize = Annotated[int, Meta(ge=1, description="a whole number of pixels")]
+PixelPosition = Annotated[int, Meta(ge=0, description="frame pixels")]
+PixelSize = Annotated[int, Meta(ge=1, description="frame pixels")]
+
+Fault: TypeAlias = tuple[str, str]
+"""Where, as a key path within the record ("" for the whole of it), and what is wrong there."""
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Checked(msgspec.Struct, frozen=True):
+    """A record that knows what its types cannot say, such as which value must exceed which."""
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything wrong between the record's values; the checker of files reports them all."""
+        yield from ()
+
+    def __post_init__(self) -> None:
+        faults = [message for _, message in self.faults()]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+class Record(Checked, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The base of every settings record: frozen, and an unknown key is an error."""
 
 
@@ -173,7 +185,7 @@ class RegionOfInterest(msgspec.Struct, frozen=True, array_like=True, forbid_unkn
     height: PixelSize
 
 
-class Box(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Box(Checked, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A rectangle in shares of the inspected picture, written as [left, top, right, bottom]."""
 
     left: Fraction
@@ -181,9 +193,9 @@ class Box(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     right: Fraction
     bottom: Fraction
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[Fault]:
         if self.right <= self.left or self.bottom <= self.top:
-            raise ValueError("a box is [left, top, right, bottom] with left < right, top < bottom")
+            yield "", "a box is [left, top, right, bottom] with left < right, top < bottom"
 
 
 Point = tuple[Fraction, Fraction]
@@ -207,11 +219,11 @@ class Region(Record, frozen=True):
     ] = 1.0
     ignore: Annotated[bool, Meta(description="never judge what lies in this region")] = False
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[Fault]:
         if (self.box is None) == (self.polygon is None):
-            raise ValueError("a region needs either a box or a polygon")
+            yield "", "a region needs either a box or a polygon"
         if self.polygon is not None and len(self.polygon) < 3:
-            raise ValueError("a polygon needs at least three points")
+            yield "polygon", "a polygon needs at least three points"
 
 
 Odd = Annotated[int, Meta(ge=1, le=101)]
@@ -241,13 +253,13 @@ class SoartcSettings(Record, frozen=True):
         Meta(description="weights of the three distances (ln beta, eta, gamma) in the map"),
     ] = (1.0, 5.0, 10.0)
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[Fault]:
         if self.part < 3 or self.part % 2 == 0:
-            raise ValueError(f"part must be odd and at least 3, not {self.part}")
+            yield "part", f"part must be odd and at least 3, not {self.part}"
         if self.band % 2 == 0 or self.band >= self.part:
-            raise ValueError(f"band must be odd and smaller than part, not {self.band}")
+            yield "band", f"band must be odd and smaller than part ({self.part}), not {self.band}"
         if not any(self.weights):
-            raise ValueError("weights must not all be 0")
+            yield "weights", "weights must not all be 0"
 
 
 class ReferenceSettings(Record, frozen=True):
@@ -290,9 +302,13 @@ class HealthSettings(Record, frozen=True):
         Meta(description="sharpness below this share of the references' median: 'out of focus'"),
     ] = 0.4
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterator[Fault]:
         if self.min_brightness >= self.max_brightness:
-            raise ValueError("min_brightness must be below max_brightness")
+            yield (
+                "min_brightness",
+                f"min_brightness ({self.min_brightness:g}) must be below "
+                f"max_brightness ({self.max_brightness:g})",
+            )
 
 
 class Program(Record, frozen=True):
@@ -327,11 +343,12 @@ class Program(Record, frozen=True):
         HealthSettings()
     )
 
-    def __post_init__(self) -> None:
-        names = [region.name for region in self.regions]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two regions are named {', '.join(twice)}")
+    def faults(self) -> Iterator[Fault]:
+        seen: set[str] = set()
+        for index, region in enumerate(self.regions):
+            if region.name in seen:
+                yield f"regions[{index}].name", f"two regions are named {region.name}"
+            seen.add(region.name)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,7 +357,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         path: the station file.
         programs: every program of the folder beside it, by name.
-        hash: 12 hex digits of the SHA-256 over all of it; stands in every verdict.
+        hash: 12 hex digits of the SHA-256 over the station and its program (see
+            `inspectd.config.settings_hash`); stands in every verdict.
     """
 
     path: Path

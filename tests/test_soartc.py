@@ -133,7 +133,7 @@ def test_comparison_is_stage2_weighted_and_averaged_over_nine_patches():
     reference = stage1(picture("random"), part_bank(), 2, 2)
     metrics = stage1(picture("gradient"), part_bank(), 2, 2)
     scalar = scalar_map(stage2(metrics, reference))
-    padded = np.pad(scalar, 1, mode="edge")
+    padded = np.pad(scalar, 1, mode="reflect")
     rows, cols = scalar.shape
     expected = sum(padded[r : r + rows, c : c + cols] for r in range(3) for c in range(3)) / 9
     ours = Comparison(as_planes(reference)).smoothed_map(as_planes(metrics))

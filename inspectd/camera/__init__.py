@@ -16,8 +16,19 @@ class Camera(Protocol):
     makes a waiting `capture` raise `CameraLost`.
     """
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
     def open(self) -> None:
         """Make the camera ready to capture.
+
+        Opening an open camera closes it first; what is recorded or simulated begins anew.
 
         Raises:
             CameraLost: it is not there at present, or busy.
@@ -37,7 +48,8 @@ class Camera(Protocol):
 
         Raises:
             CameraTimeout: no frame came in time.
-            CameraLost: the camera went away, or was closed.
+            CameraLost: the camera went away, was closed, or was never opened.
+            CameraUnusable: a recording holds nothing that can be read.
             EndOfFrames: a recording has come to its end.
         """
         ...

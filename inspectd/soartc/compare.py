@@ -105,6 +105,8 @@ class Comparison:
     def smoothed_map(self, planes: NDArray[np.float32]) -> FloatMap:
         """The scalar map averaged over 3 x 3 patches, so that one patch's noise is no defect.
 
+        At the border the map is continued by its mirror image.
+
         Args:
             planes: float32 (6, 3, rows, cols) of the inspected picture.
 
@@ -114,7 +116,7 @@ class Comparison:
         kernels.minkowski(planes, self._reference, self._p, self._distances)
         np.einsum("m,mrc->rc", self._weights, self._distances, out=self._scalar)
         smoothed = np.empty_like(self._scalar)
-        cv2.blur(self._scalar, (3, 3), dst=smoothed, borderType=cv2.BORDER_REPLICATE)
+        cv2.blur(self._scalar, (3, 3), dst=smoothed, borderType=cv2.BORDER_REFLECT_101)
         return smoothed
 
 

@@ -1,0 +1,40 @@
+"""``inspectd check``: every mistake of the settings files, or what they say in short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from inspectd.config import load
+from inspectd.errors import Problem, SettingsError
+
+
+def check(path: Path) -> int:
+    """Checks the station file and all programs beside it; the exit status, 1 where one is wrong.
+
+    The folders that the settings name are not looked at.
+    """
+    try:
+        settings = load(path)
+    except SettingsError as error:
+        for problem in error.problems:
+            typer.echo(str(problem), err=True)
+        typer.echo(_count(error.problems), err=True)
+        return 1
+    station = settings.station
+    trigger = type(station.trigger).__struct_config__.tag
+    driver = type(station.camera).__struct_config__.tag
+    typer.echo(f"{path}: nothing wrong")
+    typer.echo(f"  station   {station.station}: camera {driver}, trigger {trigger}")
+    typer.echo(f"  program   {station.program}: {settings.program.description or '-'}")
+    typer.echo(f"  programs  {', '.join(sorted(settings.programs))}")
+    typer.echo(f"  hash      {settings.hash}")
+    return 0
+
+
+def _count(problems: tuple[Problem, ...]) -> str:
+    """How many problems in how many files."""
+    files = {problem.file for problem in problems}
+    found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{found} in {'1 file' if len(files) == 1 else f'{len(files)} files'}"
