@@ -219,6 +219,14 @@ class Region(Record, frozen=True):
     ] = 1.0
     ignore: Annotated[bool, Meta(description="never judge what lies in this region")] = False
 
+    @property
+    def outline(self) -> tuple[Point, ...]:
+        """Its corners, (x, y) in shares of the inspected picture."""
+        if self.box is None:
+            return self.polygon or ()
+        left, top, right, bottom = msgspec.structs.astuple(self.box)
+        return ((left, top), (right, top), (right, bottom), (left, bottom))
+
     def faults(self) -> Iterator[Fault]:
         if (self.box is None) == (self.polygon is None):
             yield "", "a region needs either a box or a polygon"

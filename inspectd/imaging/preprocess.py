@@ -1,0 +1,118 @@
+"""From a camera's frame to the small grey picture that is judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from inspectd.errors import ImageError
+from inspectd.records import FloatMap, GreyImage, Image
+from inspectd.settings import RegionOfInterest
+
+_INTEGRAL_INT32_PIXELS = (2**31 - 1) // 255
+"""Up to this many pixels the sum over a white picture fits in int32."""
+
+
+def crop(pixels: Image, roi: RegionOfInterest | None) -> Image:
+    """The region of interest of a frame, as a view on it.
+
+    Args:
+        pixels: uint8 (height, width) or (height, width, 3).
+        roi: in frame pixels; None for the whole frame.
+
+    Raises:
+        ImageError: the region leaves the frame.
+    """
+    if roi is None:
+        return pixels
+    height, width = pixels.shape[:2]
+    right, bottom = roi.x + roi.width, roi.y + roi.height
+    if right > width or bottom > height:
+        raise ImageError(
+            f"the region of interest [{roi.x}, {roi.y}, {roi.width}, {roi.height}] reaches to "
+            f"{right}, {bottom}, but the frame has {width} x {height} pixels; correct roi in the "
+            "program file, or the camera's frame size"
+        )
+    return pixels[roi.y : bottom, roi.x : right]
+
+
+def grey(pixels: Image) -> GreyImage:
+    """The grey picture of a frame (ITU-R BT.601 weights); a grey frame comes back as it is.
+
+    Args:
+        pixels: uint8 (height, width), or (height, width, 3) in the order blue, green, red.
+
+    Raises:
+        ImageError: another shape or type.
+    """
+    if pixels.dtype != np.uint8:
+        raise ImageError(f"a picture has uint8 pixels, not {pixels.dtype}")
+    if pixels.size and pixels.ndim == 2:
+        return pixels
+    if pixels.size and pixels.ndim == 3 and pixels.shape[2] == 3:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
+    raise ImageError(
+        f"a picture has the shape (height, width) or (height, width, 3), not {pixels.shape}"
+    )
+
+
+def reduced_size(width: int, height: int, longest: int) -> tuple[int, int]:
+    """Width and height of the reduced picture.
+
+    The longest side becomes ``longest``; the other keeps the aspect, rounded to the nearest pixel
+    (a half upwards) and at least 1. A picture that is small enough keeps its size: nothing is
+    ever enlarged.
+    """
+    side = max(width, height)
+    if side <= longest:
+        return width, height
+    columns, rows = ((2 * length * longest + side) // (2 * side) for length in (width, height))
+    return max(1, columns), max(1, rows)
+
+
+def reduce(picture: GreyImage, longest: int) -> GreyImage:
+    """The picture reduced by area averaging until its longest side is ``longest`` (see
+    `reduced_size`); the picture itself where it is small enough.
+
+    Every result is the mean over exactly the area that it covers, shares of pixels included, to
+    half a grey level: what OpenCV's INTER_AREA computes, but from an integral image, which takes
+    a fifth of its time wherever the ratio is not whole (0.6 against 3.4 ms from 1456 x 1088 to
+    100 x 75 on one x86 core). Halving first would be faster still, but is up to 13 grey levels
+    off beside a hard edge, where a block of pixels lies across the border of two results.
+
+    Args:
+        picture: uint8 (height, width).
+        longest: pixels.
+
+    Returns:
+        uint8, the size of `reduced_size`.
+    """
+    height, width = picture.shape
+    columns, rows = reduced_size(width, height, longest)
+    if (columns, rows) == (width, height):
+        return picture
+    depth = cv2.CV_32S if picture.size <= _INTEGRAL_INT32_PIXELS else cv2.CV_64F
+    integral = np.asarray(cv2.integral(picture, sdepth=depth))
+    sums = _at_borders(_at_borders(integral, rows).T, columns).T
+    means = np.diff(np.diff(sums, axis=0), axis=1) * (columns * rows / picture.size)
+    return np.rint(means).astype(np.uint8)
+
+
+def _at_borders(integral: NDArray[Any], parts: int) -> NDArray[np.float64]:
+    """An integral image at the borders between ``parts`` equal parts of its rows: linear between
+    two rows, as a pixel is alike all over.
+    """
+    last = integral.shape[0] - 1
+    position = np.arange(parts + 1) * (last / parts)
+    above = np.minimum(position.astype(np.intp), last - 1)
+    share = (position - above)[:, np.newaxis]
+    rows: NDArray[np.float64] = integral[above] * (1.0 - share) + integral[above + 1] * share
+    return rows
+
+
+def to_unit(picture: GreyImage) -> FloatMap:
+    """The picture as float32 (height, width), contiguous, 0 for black and 1 for white."""
+    return np.divide(picture, np.float32(255), dtype=np.float32, order="C")
