@@ -1,0 +1,214 @@
+"""The local control socket: how a command on this machine speaks to the running service.
+
+A request is one line of JSON, followed by the bytes of the pictures that it announces; the answer
+is one line of JSON. Who may connect is decided by the permissions of the socket's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Sequence
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from inspectd.errors import ControlError, InspectdError
+from inspectd.payload import StatePayload
+from inspectd.teaching import Taught
+
+_logger = logging.getLogger(__name__)
+
+LONGEST_LINE = 1 << 20
+LARGEST_PICTURE = 256 << 20
+MOST_PICTURES = 10_000
+
+
+class PictureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image file that follows the request's line: its name and its length in bytes."""
+
+    name: str
+    length: Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
+
+
+class TeachRequest(msgspec.Struct, frozen=True, tag_field="request", tag="teach", kw_only=True):
+    """Take pictures as references: those that follow, or ``frames`` from the camera."""
+
+    program: str
+    frames: Annotated[int, Meta(ge=0, le=MOST_PICTURES)] = 0
+    pictures: Annotated[tuple[PictureHeader, ...], Meta(max_length=MOST_PICTURES)] = ()
+
+
+class RemoveRequest(msgspec.Struct, frozen=True, tag_field="request", tag="remove", kw_only=True):
+    """Take references out."""
+
+    program: str
+    names: tuple[str, ...]
+
+
+class StatusRequest(msgspec.Struct, frozen=True, tag_field="request", tag="status"):
+    """Ask how the station is."""
+
+
+Request = TeachRequest | RemoveRequest | StatusRequest
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer; ``error`` is for a person, and empty when all went well."""
+
+    error: str = ""
+    taught: Taught | None = None
+    removed: tuple[str, ...] = ()
+    state: StatePayload | None = None
+
+
+Handler = Callable[[Request, Sequence[bytes]], Reply]
+"""Answers a request with the contents of its pictures; may raise InspectdError."""
+
+
+class ControlServer:
+    """Listens on the socket, each connection on a thread of its own."""
+
+    def __init__(self, path: Path, handler: Handler) -> None:
+        """Prepare; `start` listens.
+
+        Args:
+            path: of the socket; its folder exists. One left over by a killed service is replaced:
+                the journal's lock has ensured that no other service of this station runs.
+            handler: answers the requests.
+        """
+        self._path = path
+        self._handler = handler
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ControlError: the socket cannot be made.
+        """
+        try:
+            self._path.unlink(missing_ok=True)
+            # Owner and group may connect, from the first moment.
+            mask = os.umask(0o117)
+            try:
+                self._server = _Server(str(self._path), self._handler)
+            finally:
+                os.umask(mask)
+        except OSError as error:
+            raise ControlError(
+                f"the control socket {self._path} cannot be made: {error.strerror}"
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="control", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
+        self._server = None
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, path: str, handler: Handler) -> None:
+        self.handler = handler
+        super().__init__(path, _Connection)
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        try:
+            request = _read_request(self.rfile)
+            reply = self.server.handler(request, _read_pictures(self.rfile, request))
+        except InspectdError as error:
+            reply = Reply(error=str(error))
+        except Exception:
+            _logger.exception("unexpected error while answering a request on the control socket")
+            reply = Reply(error="the service met an unexpected error; its log tells more")
+        with contextlib.suppress(BrokenPipeError):
+            self.wfile.write(msgspec.json.encode(reply) + b"\n")
+
+
+def _read_request(stream: BufferedIOBase) -> Request:
+    line = stream.readline(LONGEST_LINE)
+    try:
+        request: Request = msgspec.json.decode(line, type=Request)
+    except msgspec.MsgspecError as error:
+        raise ControlError(f"the request is not understood: {error}") from error
+    return request
+
+
+def _read_pictures(stream: BufferedIOBase, request: Request) -> list[bytes]:
+    if not isinstance(request, TeachRequest):
+        return []
+    pictures = []
+    for header in request.pictures:
+        content = stream.read(header.length)
+        if len(content) < header.length:
+            raise ControlError(f"the connection ended within the picture {header.name}")
+        pictures.append(content)
+    return pictures
+
+
+def ask(
+    path: Path,
+    request: Request,
+    pictures: Sequence[bytes] = (),
+    progress: Callable[[int], None] = lambda _count: None,
+) -> Reply | None:
+    """Send a request to the service that listens on a socket.
+
+    Args:
+        path: of the socket.
+        request: announces the pictures.
+        pictures: their contents.
+        progress: called with the number of pictures handed over so far.
+
+    Returns:
+        The answer; None if no service listens there.
+
+    Raises:
+        ControlError: the service refused, or ended without an answer, or may not be asked.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            raise ControlError(
+                f"the service's control socket {path} cannot be used: {error.strerror}; run this "
+                "as the service's user or a member of its group, or with sudo"
+            ) from error
+        with connection.makefile("rwb") as stream:
+            stream.write(msgspec.json.encode(request) + b"\n")
+            for count, content in enumerate(pictures, start=1):
+                stream.write(content)
+                progress(count)
+            stream.flush()
+            line = stream.readline()
+    if not line:
+        raise ControlError("the service ended the connection without an answer; see its log")
+    reply = msgspec.json.decode(line, type=Reply)
+    if reply.error:
+        raise ControlError(reply.error)
+    return reply
