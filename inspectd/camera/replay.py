@@ -1,0 +1,271 @@
+"""The `replay` camera: a folder of images or a video file, played at a steady rate."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+
+from inspectd.camera import Opened
+from inspectd.camera.files import EXTENSIONS, find_images, is_image, picture_name, read_image
+from inspectd.camera.pacing import Pacer
+from inspectd.errors import (
+    CameraLost,
+    CameraTimeout,
+    CameraUnusable,
+    EndOfFrames,
+    PictureUnreadable,
+)
+from inspectd.records import Frame, Image
+
+log = logging.getLogger(__name__)
+
+
+class _Picture(NamedTuple):
+    name: str
+    pixels: Image
+
+
+class ReplayCamera(Opened):
+    """Plays pictures from their beginning each time it is opened.
+
+    A frame is named by its path relative to the folder, in POSIX form, or ``video.mp4#12`` with
+    the pictures of a video counted from 0. A file that cannot be read whole is reported once as a
+    warning and skipped, and so is the last picture of a video that was cut short. Damage in the
+    middle of a video cannot be told from its pictures: what must be right is better kept as image
+    files.
+    """
+
+    def __init__(self, path: Path, rate: float = 10.0, loop: bool = False) -> None:
+        """Takes the settings; nothing is read before `open`.
+
+        Args:
+            path: a folder of images, one image or a video file.
+            rate: pictures per second at the most.
+            loop: begin again at the end.
+        """
+        self._path = path
+        self._rate = rate
+        self._loop = loop
+        self._playback: _Playback | None = None
+
+    def open(self) -> None:
+        """Lists the pictures and begins to decode the first.
+
+        Raises:
+            CameraUnusable: there is no such path, no picture in it, or no video that can be read.
+        """
+        self.close()
+        self._playback = _Playback(_source(self._path), self._path, self._rate, self._loop)
+
+    def capture(self, after_ns: int, timeout_s: float) -> Frame:
+        """The next picture, as in `Camera.capture`.
+
+        Raises:
+            CameraTimeout: it is not due or not decoded in time; it comes with the next capture.
+            CameraLost: the camera is closed.
+            CameraUnusable: not one of the pictures can be read.
+            EndOfFrames: every picture was played.
+        """
+        del after_ns  # a recording has no exposure to wait for
+        playback = self._playback
+        if playback is None:
+            raise CameraLost("the replay camera is closed; open it before capturing")
+        name, pixels = playback.next(timeout_s)
+        return Frame(
+            pixels=pixels,
+            name=name,
+            captured_at=datetime.now(UTC),
+            captured_ns=time.monotonic_ns(),
+        )
+
+    def close(self) -> None:
+        playback, self._playback = self._playback, None
+        if playback is not None:
+            playback.stop()
+
+
+class _Source(Protocol):
+    """What can be played more than once."""
+
+    def pictures(self) -> Generator[_Picture | None, None, None]:
+        """Every picture once, None in place of one that was skipped."""
+
+
+class _Playback:
+    """One opening: its clock, and the thread that decodes one picture ahead."""
+
+    def __init__(self, source: _Source, path: Path, rate: float, loop: bool) -> None:
+        self._path = path
+        self._pictures = self._play(source, loop)
+        self._lock = threading.Lock()
+        self._pacer = Pacer(rate)
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replay")
+        self._ahead = self._decode_ahead()
+
+    def next(self, timeout_s: float) -> _Picture:
+        began_ns = time.monotonic_ns()
+        try:
+            picture = self._ahead.result(timeout_s)
+        except TimeoutError:
+            raise CameraTimeout(
+                f"no picture of {self._path} was decoded within {timeout_s:g} s"
+            ) from None
+        self._pacer.check()
+        if picture is None:
+            raise EndOfFrames(f"{self._path} has come to its end")
+        elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
+        self._pacer.wait(after_ns=0, timeout_s=max(0.0, timeout_s - elapsed_s))
+        with self._lock:
+            self._pacer.check()
+            self._ahead = self._decode_ahead()
+        return picture
+
+    def stop(self) -> None:
+        """Ends a waiting `next` and the worker, which finishes the picture it has begun."""
+        with self._lock:
+            self._pacer.stop()
+        self._worker.shutdown()
+        self._pictures.close()
+
+    def _decode_ahead(self) -> Future[_Picture | None]:
+        return self._worker.submit(next, self._pictures, None)
+
+    def _play(self, source: _Source, loop: bool) -> Generator[_Picture, None, None]:
+        while True:
+            shown = 0
+            with contextlib.closing(source.pictures()) as pictures:
+                for picture in pictures:
+                    if self._pacer.stopped:
+                        return
+                    if picture is not None:
+                        shown += 1
+                        yield picture
+            if not shown:  # in a loop it would spin for ever
+                raise CameraUnusable(
+                    f"not one picture of {self._path} can be read; the warnings before this say "
+                    f"what is wrong with each"
+                )
+            if not loop:
+                return
+
+
+class _Folder:
+    """Image files, read one by one."""
+
+    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
+        self._folder = folder
+        self._files = files
+        self._reported: set[Path] = set()
+
+    def pictures(self) -> Generator[_Picture | None, None, None]:
+        for file in self._files:
+            try:
+                pixels = read_image(self._folder / file)
+            except PictureUnreadable as fault:
+                self._report(file, fault)
+                yield None
+            else:
+                yield _Picture(picture_name(file), pixels)
+
+    def _report(self, file: Path, fault: PictureUnreadable) -> None:
+        if file not in self._reported:  # once, however often the folder is played
+            self._reported.add(file)
+            log.warning(
+                "%s %s; skipped, not judged: replace or delete it",
+                picture_name(self._folder / file),
+                fault,
+            )
+
+
+class _Video:
+    """The pictures of a video file.
+
+    Decoders make up what is missing of a picture. A video that ends before the number of pictures
+    it promises, or promises none, may have been cut within its last one, which is left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reported = False
+        _open_video(path).release()
+
+    def pictures(self) -> Generator[_Picture | None, None, None]:
+        video = _open_video(self._path)
+        try:
+            promised = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+            came, picture = 0, None
+            while (read := video.read())[0]:
+                if picture is not None:
+                    yield picture
+                name = f"{picture_name(Path(self._path.name))}#{came}"
+                picture = _Picture(name, np.asarray(read[1], np.uint8))
+                came += 1
+        finally:
+            video.release()
+        if came >= promised > 0:
+            yield picture
+        else:
+            self._report(came, promised)
+
+    def _report(self, came: int, promised: int) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        name = picture_name(self._path)
+        if promised > 0:
+            log.warning(
+                "%s ends at picture %d of %d: it is cut short or damaged, and that picture is not "
+                "judged: record it anew or save its pictures as image files",
+                name,
+                came,
+                promised,
+            )
+        else:
+            log.warning(
+                "%s does not say how many pictures it has and may be cut short: its last picture, "
+                "the %d., is not judged; put it into a container such as MP4 to judge them all",
+                name,
+                came,
+            )
+
+
+def _source(path: Path) -> _Source:
+    if path.is_dir():
+        files = find_images(path)
+        if not files:
+            raise CameraUnusable(
+                f"no pictures in {path}: looked, with its subfolders, for files ending in "
+                f"{', '.join(EXTENSIONS)}; correct camera.path"
+            )
+        return _Folder(path, files)
+    if not path.is_file():
+        raise CameraUnusable(
+            f"no such folder or file: {path}; camera.path must name a folder of images "
+            f"({', '.join(EXTENSIONS)}) or a video file"
+        )
+    if is_image(path):  # OpenCV would take a numbered image for the first of a sequence
+        return _Folder(path.parent, [Path(path.name)])
+    return _Video(path)
+
+
+def _open_video(path: Path) -> cv2.VideoCapture:
+    # Read by OpenCV at its first video: keeps FFmpeg's own messages off stderr (-8: none at all).
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not video.isOpened():
+        raise CameraUnusable(
+            f"{path} is neither a video that FFmpeg can read nor an image "
+            f"({', '.join(EXTENSIONS)}), or it is damaged"
+        )
+    return video
