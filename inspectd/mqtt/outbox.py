@@ -1,0 +1,434 @@
+"""The way of committed verdicts to the broker.
+
+Two lanes. Live: a verdict goes out the moment it is committed, with `result`, the answer to its
+request, and the pictures if the line is free. Backlog: what could not go out then follows after
+the next connection, in order of `seq`, marked ``historical``, past the retained `result`; live
+verdicts overtake it.
+
+One thread owns all of the state. Every method that others call only puts an event into its queue.
+A row is marked sent when the broker has acknowledged it, and not before; whatever else happens
+leaves it in the journal, from where it goes again. So a consumer may see a verdict twice, and
+knows it by its id.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from inspectd.errors import BrokerUnavailable, JournalError
+from inspectd.mqtt.topics import Topics
+from inspectd.payload import MapPayload, Response, VerdictPayload, as_historical, encode
+
+_logger = logging.getLogger(__name__)
+
+BACKLOG_WINDOW = 16
+"""Messages in flight beyond which the backlog waits; below paho's own 20, to leave room for live
+verdicts."""
+LIVE_WINDOW = 300
+"""Messages in flight beyond which a verdict is left to the backlog: the broker does not keep up."""
+PICTURES_WINDOW = 4
+"""Messages in flight beyond which pictures wait."""
+PICTURES_KEPT = 4
+"""Pictures that may wait; beyond, the oldest are dropped."""
+PICTURES_EXPIRY_S = 60
+MARK_BATCH = 50
+MARK_DELAY_S = 0.2
+"""Acknowledged rows are marked so many at a time, or after so long."""
+RETRY_S = 5.0
+"""After an error, the backlog rests so long."""
+
+JSON = "application/json"
+
+
+class StoredVerdict(Protocol):
+    """A row of the journal: its number, the inspection's id, and the JSON as first sent."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def payload(self) -> bytes: ...
+
+
+class Store(Protocol):
+    """What the outbox needs of the journal; each may raise JournalError."""
+
+    def unsent(self, after: int, limit: int) -> Sequence[StoredVerdict]: ...
+    def mark_sent(self, seqs: Sequence[int]) -> None: ...
+    def unsent_count(self) -> int: ...
+    def last_seq(self) -> int: ...
+
+
+class Publisher(Protocol):
+    """What the outbox needs of the MQTT client."""
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        content_type: str | None = None,
+        expiry_s: int | None = None,
+        correlation_data: bytes | None = None,
+        user_properties: Sequence[tuple[str, str]] = (),
+    ) -> int:
+        """The message's number, which `Outbox.acknowledged` names; raises BrokerUnavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTo:
+    """Where the answer to a request goes.
+
+    Attributes:
+        request: the NAME of ``request/NAME``.
+        topic: the requester's response topic; None for ``response/NAME``.
+    """
+
+    request: str
+    topic: str | None = None
+    correlation_data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    id: str
+    seq: int
+    heatmap: bytes
+    map: MapPayload | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    topic: str
+    seq: int | None
+    """The row it carries; None for all but `verdict`."""
+
+
+class Outbox:
+    """Moves verdicts from the journal to the broker, on a thread of its own.
+
+    It is the `inspectd.mqtt.client.Listener` of the client it publishes through.
+    """
+
+    def __init__(self, store: Store, publisher: Publisher, topics: Topics) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._topics = topics
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._running = True
+        # From here on: touched by the outbox's own thread only.
+        self._connected = False
+        self._in_flight: dict[int, _Sent] = {}
+        self._to_mark: list[int] = []
+        self._mark_at = 0.0
+        self._offered_up_to = 0
+        self._backlog_from: int | None = None
+        self._resting_until = 0.0
+        self._pictures: deque[_Pictures] = deque(maxlen=PICTURES_KEPT)
+        self._refusals: set[tuple[str, str]] = set()
+        self._drained: threading.Event | None = None
+
+    # ---- for everyone --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, before the client and before anything is judged.
+
+        Raises:
+            JournalError: the journal could not be read.
+        """
+        self._offered_up_to = self._store.last_seq()
+        self._thread.start()
+
+    def offer(self, verdict: VerdictPayload, reply_to: ReplyTo | None = None) -> None:
+        """Send a verdict that was committed just now; call it in the order of the commits."""
+        self._events.put(lambda: self._send_live(verdict, reply_to))
+
+    def offer_pictures(
+        self, verdict: VerdictPayload, heatmap: bytes, values: MapPayload | None
+    ) -> None:
+        """Send the heatmap (PNG) and the map of a verdict offered before, if there is room.
+
+        ``values`` is None where nothing was judged.
+        """
+        pictures = _Pictures(verdict.id, verdict.seq, heatmap, values)
+        self._events.put(lambda: self._pictures.append(pictures))
+
+    def respond(self, reply_to: ReplyTo, response: Response) -> None:
+        """Answer a request; one that cannot be answered now is for the requester to repeat."""
+        self._events.put(lambda: self._send_response(reply_to, response))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Send what was offered, begin nothing else, and wait until all is acknowledged.
+
+        Returns:
+            False if the time was over first. Whatever is unsent stays in the journal.
+        """
+        drained = threading.Event()
+        self._events.put(lambda: self._begin_draining(drained))
+        return drained.wait(timeout_s)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """End the thread; one that was never started is no error."""
+        self._events.put(self._end)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    # ---- for the client's network thread -------------------------------------------------------
+
+    def connected(self) -> None:
+        self._events.put(self._on_connected)
+
+    def lost(self) -> None:
+        self._events.put(self._on_lost)
+
+    def acknowledged(self, mid: int, refusal: str | None) -> None:
+        self._events.put(lambda: self._on_acknowledged(mid, refusal))
+
+    # ---- the outbox's thread -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._running:
+            try:
+                self._handle_next_event()
+                self._work_on()
+            except JournalError as error:
+                _logger.error("%s; what is unsent is tried again in %.0f s", error, RETRY_S)
+                self._rest()
+            except Exception:
+                _logger.exception(
+                    "unexpected error in the outbox; what is unsent is tried again in %.0f s",
+                    RETRY_S,
+                )
+                self._rest()
+
+    def _handle_next_event(self) -> None:
+        """Wait for one, or until there is something to do without."""
+        due = self._next_work_at()
+        timeout = None if due is None else max(0.0, due - time.monotonic())
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return
+        event()
+
+    def _next_work_at(self) -> float | None:
+        """When the journal is needed next; None if only an event can bring work."""
+        due: list[float] = []
+        if self._to_mark:
+            due.append(self._mark_at)
+        if self._backlog_may_go():
+            due.append(0.0)
+        return max(min(due), self._resting_until) if due else None
+
+    def _work_on(self) -> None:
+        """What is not urgent, a bit at a time, while no event waits."""
+        if not self._events.empty():
+            return
+        while self._pictures and self._connected and len(self._in_flight) < PICTURES_WINDOW:
+            self._send_pictures(self._pictures.popleft())
+        if time.monotonic() >= self._resting_until:
+            if len(self._to_mark) >= MARK_BATCH or time.monotonic() >= self._mark_at:
+                self._mark()
+            if self._backlog_may_go():
+                self._send_backlog()
+        if self._drained is not None and not self._in_flight:
+            self._mark()
+            self._drained.set()
+
+    def _rest(self) -> None:
+        self._resting_until = time.monotonic() + RETRY_S
+
+    def _end(self) -> None:
+        self._running = False
+
+    def _begin_draining(self, drained: threading.Event) -> None:
+        self._drained = drained
+
+    def _on_connected(self) -> None:
+        self._on_lost()
+        self._connected = True
+        self._refusals.clear()
+        self._resting_until = 0.0
+        self._rewind_backlog()
+        waiting = self._store.unsent_count()
+        if waiting:
+            _logger.info("%d verdicts of the journal follow late, marked historical", waiting)
+
+    def _on_lost(self) -> None:
+        self._connected = False
+        # Nobody will acknowledge these any more; the rows go again with the backlog.
+        self._in_flight.clear()
+        self._pictures.clear()
+
+    def _on_acknowledged(self, mid: int, refusal: str | None) -> None:
+        sent = self._in_flight.pop(mid, None)
+        if sent is None:  # not ours, or of an earlier connection
+            return
+        if refusal is not None:
+            self._on_refused(sent, refusal)
+        elif sent.seq is not None:
+            if not self._to_mark:
+                self._mark_at = time.monotonic() + MARK_DELAY_S
+            self._to_mark.append(sent.seq)
+
+    def _on_refused(self, sent: _Sent, refusal: str) -> None:
+        if (sent.topic, refusal) not in self._refusals:
+            self._refusals.add((sent.topic, refusal))
+            _logger.error("the MQTT broker refuses messages on %s: %s", sent.topic, refusal)
+        if sent.seq is not None:
+            self._rewind_backlog()
+            self._rest()
+
+    def _mark(self) -> None:
+        if self._to_mark:
+            self._store.mark_sent(self._to_mark)
+            self._to_mark = []
+
+    # ---- the live lane -------------------------------------------------------------------------
+
+    def _send_live(self, verdict: VerdictPayload, reply_to: ReplyTo | None) -> None:
+        self._offered_up_to = max(self._offered_up_to, verdict.seq)
+        if self._connected:
+            self._send_verdict_and_result(verdict)
+        if reply_to is not None:
+            response = Response(
+                request=reply_to.request,
+                transaction=verdict.transaction,
+                ok=True,
+                verdict=verdict,
+            )
+            self._send_response(reply_to, response)
+
+    def _send_verdict_and_result(self, verdict: VerdictPayload) -> None:
+        if len(self._in_flight) >= LIVE_WINDOW:
+            self._rewind_backlog()
+            return
+        result = f"{verdict.verdict} {verdict.seq}"
+        try:
+            self._send_verdict(verdict.seq, verdict.id, encode(verdict))
+            self._publish(self._topics.result, result.encode(), retain=True)
+        except BrokerUnavailable:
+            self._rewind_backlog()
+
+    def _send_verdict(self, seq: int, id_: str, payload: bytes) -> None:
+        self._publish(
+            self._topics.verdict,
+            payload,
+            seq=seq,
+            content_type=JSON,
+            user_properties=_identity(id_, seq),
+        )
+
+    def _send_response(self, reply_to: ReplyTo, response: Response) -> None:
+        topic = reply_to.topic or self._topics.response(reply_to.request)
+        try:
+            self._publish(
+                topic,
+                encode(response),
+                content_type=JSON,
+                correlation_data=reply_to.correlation_data,
+            )
+        except BrokerUnavailable as error:
+            _logger.warning("request/%s is not answered: %s", reply_to.request, error)
+
+    def _send_pictures(self, pictures: _Pictures) -> None:
+        identity = _identity(pictures.id, pictures.seq)
+        messages: list[tuple[str, bytes, str | None]] = [
+            (self._topics.heatmap, pictures.heatmap, "image/png"),
+            (self._topics.heatmap_id, pictures.id.encode(), None),
+        ]
+        if pictures.map is not None:
+            messages.append((self._topics.map, encode(pictures.map), JSON))
+        try:
+            for topic, payload, content_type in messages:
+                self._publish(
+                    topic,
+                    payload,
+                    content_type=content_type,
+                    expiry_s=PICTURES_EXPIRY_S,
+                    user_properties=identity,
+                )
+        except BrokerUnavailable as error:
+            _logger.debug("the pictures of verdict %d are dropped: %s", pictures.seq, error)
+
+    def _publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        seq: int | None = None,
+        retain: bool = False,
+        content_type: str | None = None,
+        expiry_s: int | None = None,
+        correlation_data: bytes | None = None,
+        user_properties: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Raises BrokerUnavailable."""
+        mid = self._publisher.publish(
+            topic,
+            payload,
+            retain=retain,
+            content_type=content_type,
+            expiry_s=expiry_s,
+            correlation_data=correlation_data,
+            user_properties=user_properties,
+        )
+        # In time even if the broker has answered already: its answer waits among the events.
+        self._in_flight[mid] = _Sent(topic, seq)
+
+    # ---- the backlog lane ----------------------------------------------------------------------
+
+    def _rewind_backlog(self) -> None:
+        self._backlog_from = 0
+
+    def _backlog_may_go(self) -> bool:
+        return (
+            self._backlog_from is not None
+            and self._connected
+            and self._drained is None
+            and len(self._in_flight) < BACKLOG_WINDOW
+        )
+
+    def _send_backlog(self) -> None:
+        """Fill the window with the next unsent rows that are nowhere on their way yet."""
+        assert self._backlog_from is not None
+        room = BACKLOG_WINDOW - len(self._in_flight)
+        rows = self._store.unsent(self._backlog_from, room)
+        # What was committed but not offered yet is about to come by the live lane.
+        late = [row for row in rows if row.seq <= self._offered_up_to]
+        on_their_way = {sent.seq for sent in self._in_flight.values()}.union(self._to_mark)
+        try:
+            for row in late:
+                if row.seq not in on_their_way:
+                    self._send_late(row)
+        except BrokerUnavailable:
+            self._rewind_backlog()
+            self._rest()
+        else:
+            self._backlog_from = late[-1].seq if len(late) == room else None
+
+    def _send_late(self, row: StoredVerdict) -> None:
+        """Raises BrokerUnavailable."""
+        try:
+            payload = as_historical(row.payload)
+        except msgspec.MsgspecError as error:
+            _logger.error("verdict %d stays in the journal: it cannot be read: %s", row.seq, error)
+        else:
+            self._send_verdict(row.seq, row.id, payload)
+
+
+def _identity(id_: str, seq: int) -> tuple[tuple[str, str], ...]:
+    return (("id", id_), ("seq", str(seq)))

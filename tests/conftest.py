@@ -1,0 +1,42 @@
+"""What several tests need: a real broker, and subscribers to it."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from broker import Subscriber
+
+from inspectd.commands.private_broker import PrivateBroker, find_mosquitto
+
+
+@pytest.fixture
+def broker_directory() -> Iterator[Path]:
+    """Open to the user `mosquitto`, which pytest's own temporary folders are not."""
+    if find_mosquitto() is None:
+        pytest.skip("there is no mosquitto on this machine (Debian: apt install mosquitto)")
+    with tempfile.TemporaryDirectory(prefix="inspectd-broker-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        yield directory
+
+
+@pytest.fixture
+def broker(broker_directory: Path) -> Iterator[PrivateBroker]:
+    """A running Mosquitto on a port of its own."""
+    with PrivateBroker(broker_directory, persistent=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+def subscribe() -> Iterator[Callable[[PrivateBroker], Subscriber]]:
+    """Makes subscribers, and closes them at the end."""
+    subscribers: list[Subscriber] = []
+
+    def make(broker: PrivateBroker) -> Subscriber:
+        subscribers.append(Subscriber(broker.port))
+        return subscribers[-1]
+
+    yield make
+    for subscriber in subscribers:
+        subscriber.close()
