@@ -1,0 +1,223 @@
+"""The command line: arguments, logging, exit codes. The work is in `inspectd.commands`.
+
+Heavy libraries are imported inside the command that needs them, so that ``--help`` answers at once.
+
+Exit codes: 0 all is well; 1 an error, told on standard error; 2 the command line is wrong; 3 a part
+did not PASS (`inspectd inspect`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inspectd import __version__
+from inspectd.errors import InspectdError, SettingsError
+
+DEFAULT_SETTINGS = Path("/etc/inspectd/default.yaml")
+
+app = typer.Typer(
+    name="inspectd",
+    help="A vision sensor: looks at every part and says pass or fail.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="INSPECTD_CONFIG",
+        help="The station file; its programs lie in programs/ beside it.",
+    ),
+]
+Program = Annotated[str, typer.Argument(help="NAME for programs/NAME.yaml beside the station file")]
+
+
+def run_command_line() -> int:
+    """Run the command that the arguments name; returns the exit code."""
+    try:
+        result = app(standalone_mode=False)
+    except SettingsError as error:
+        for problem in error.problems:
+            typer.echo(str(problem), err=True)
+        return 1
+    except InspectdError as error:
+        typer.echo(f"inspectd: {error}", err=True)
+        return 1
+    except typer.Abort:
+        typer.echo("inspectd: interrupted", err=True)
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's usage errors
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return result if isinstance(result, int) else 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inspectd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """What holds for every command."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("numba").setLevel(logging.WARNING)
+
+
+@app.command()
+def run(config: Settings = DEFAULT_SETTINGS) -> int:
+    """Run the service: judge parts until SIGTERM or Ctrl-C."""
+    from inspectd.commands.run import run as command
+
+    return command(config)
+
+
+@app.command()
+def check(config: Settings = DEFAULT_SETTINGS) -> int:
+    """Check the station file and its programs; print every mistake."""
+    from inspectd.commands.check import check as command
+
+    return command(config)
+
+
+@app.command()
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, such as station or verdict; all if absent")
+    ] = None,
+) -> int:
+    """Print the JSON Schemas of settings and MQTT payloads."""
+    from inspectd.commands.schema import schema as command
+
+    return command(name)
+
+
+@app.command()
+def status(config: Settings = DEFAULT_SETTINGS) -> int:
+    """Ask the running service how it is."""
+    from inspectd.commands.status import status as command
+
+    return command(config)
+
+
+@app.command()
+def teach(
+    program: Program,
+    *,
+    from_folder: Annotated[
+        Path | None, typer.Option(help="Take the pictures in this folder, whole frames.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Take so many from the camera.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the references.")] = False,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Take this reference out; may be given several times."),
+    ] = None,
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Teach a program with pictures of good parts; on a running station too."""
+    from inspectd.commands import teach as commands
+
+    chosen = [from_folder is not None, frames is not None, show, bool(remove)]
+    if sum(chosen) != 1:
+        raise typer.BadParameter("give one of --from-folder, --frames, --list and --remove")
+    if from_folder is not None:
+        return commands.teach_from_folder(config, program, from_folder)
+    if frames is not None:
+        return commands.teach_from_camera(config, program, frames)
+    if remove:
+        return commands.remove(config, program, remove)
+    return commands.show(config, program)
+
+
+@app.command()
+def inspect(
+    program: Program,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders of them")
+    ],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a picture instead of the table.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the heatmaps.")] = Path(
+        "inspectd-heatmaps"
+    ),
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Judge image files by a program, without camera, journal or broker."""
+    from inspectd.commands.inspect import inspect as command
+
+    return command(config, program, images, as_json=as_json, output=output)
+
+
+@app.command()
+def demo(
+    *,
+    parts: Annotated[int, typer.Option(min=1, max=10_000, help="Parts to judge.")] = 40,
+    defect_rate: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the parts with a defect.")
+    ] = 0.15,
+    references: Annotated[int, typer.Option(min=2, max=1000, help="Good parts to teach.")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Another one shows other parts.")] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for heatmaps and contact sheet.")
+    ] = Path("demo-output"),
+) -> int:
+    """See it work: a broker of its own, a simulated camera, the real service."""
+    from inspectd.commands.demo import demo as command
+
+    return command(
+        parts=parts, defect_rate=defect_rate, references=references, seed=seed, output=output
+    )
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often all is timed.")] = 5,
+) -> int:
+    """Time the two stages against other ways of computing them."""
+    from inspectd.commands.bench import bench as command
+
+    return command(rounds)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path, typer.Argument(help="Folder with SET/good, SET/test/good, SET/test/KIND")
+    ],
+) -> int:
+    """Measure on labelled pictures how well good and bad are told apart."""
+    from inspectd.commands.evaluate import evaluate as command
+
+    return command(data)
