@@ -12,7 +12,7 @@ help:
 	@echo 'make demo      see it work: parts judged, with a broker of its own and a simulated camera'
 	@echo 'make test      run the tests'
 	@echo 'make bench     what an inspection costs'
-	@echo 'make evaluate  measure on labelled photographs: make evaluate DATA=DIR'
+	@echo 'make evaluate  measure on labelled photographs: make evaluate DATA=DIR ARGS=--json'
 	@echo 'make clean     remove what these commands made here'
 
 demo:

@@ -3,7 +3,7 @@
 Heavy libraries are imported inside the command that needs them, so that ``--help`` answers at once.
 
 Exit codes: 0 all is well; 1 an error, told on standard error; 2 the command line is wrong; 3 a part
-did not PASS (`inspectd inspect`).
+did not PASS (`inspectd inspect`), or the service cannot judge (`inspectd status`); 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 from inspectd import __version__
 from inspectd.errors import InspectdError, SettingsError
 
+INTERRUPTED = 130
 DEFAULT_SETTINGS = Path("/etc/inspectd/default.yaml")
 
 app = typer.Typer(
@@ -51,17 +52,14 @@ def run_command_line() -> int:
     except InspectdError as error:
         typer.echo(f"inspectd: {error}", err=True)
         return 1
-    except typer.Abort:
-        typer.echo("inspectd: interrupted", err=True)
-        return 130
-    except typer.Exit as stop:
-        return stop.exit_code
     except Exception as error:
         show = getattr(error, "show", None)  # click's usage errors
         if show is None:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    if result == INTERRUPTED:  # typer's answer to Ctrl-C
+        typer.echo("inspectd: interrupted", err=True)
     return result if isinstance(result, int) else 0
 
 
@@ -181,13 +179,35 @@ def inspect(
 
 
 @app.command()
+def tune(
+    program: Program,
+    *,
+    good: Annotated[
+        Path | None, typer.Option(help="Folder with good parts that are no references.")
+    ] = None,
+    bad: Annotated[Path | None, typer.Option(help="Folder with bad parts.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.png", help="The histogram; PROGRAM-tune.png if absent."
+        ),
+    ] = None,
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Tell how sure a program's limit is, and whether its threshold suits known parts."""
+    from inspectd.commands.tune import tune as command
+
+    return command(config, program, good, bad, output)
+
+
+@app.command()
 def demo(
     *,
     parts: Annotated[int, typer.Option(min=1, max=10_000, help="Parts to judge.")] = 40,
     defect_rate: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the parts with a defect.")
     ] = 0.15,
-    references: Annotated[int, typer.Option(min=2, max=1000, help="Good parts to teach.")] = 30,
+    references: Annotated[int, typer.Option(min=5, max=1000, help="Good parts to teach.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Another one shows other parts.")] = 1,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for heatmaps and contact sheet.")
@@ -199,6 +219,14 @@ def demo(
     return command(
         parts=parts, defect_rate=defect_rate, references=references, seed=seed, output=output
     )
+
+
+@app.command()
+def warmup() -> int:
+    """Compile all kernels into the cache; a start after an upgrade then takes no longer."""
+    from inspectd.commands.warmup import warmup as command
+
+    return command()
 
 
 @app.command()
@@ -216,8 +244,12 @@ def evaluate(
     data: Annotated[
         Path, typer.Argument(help="Folder with SET/good, SET/test/good, SET/test/KIND")
     ],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
+    ] = False,
 ) -> int:
     """Measure on labelled pictures how well good and bad are told apart."""
     from inspectd.commands.evaluate import evaluate as command
 
-    return command(data)
+    return command(data, as_json=as_json)

@@ -26,9 +26,12 @@ from inspectd.teaching import Taught
 
 _logger = logging.getLogger(__name__)
 
-LONGEST_LINE = 1 << 20
 LARGEST_PICTURE = 256 << 20
 MOST_PICTURES = 10_000
+LONGEST_LINE = 8 << 20
+"""Room for the headers of so many pictures."""
+STALLED_S = 30.0
+"""A client that sends nothing for so long in the middle of a request is let go."""
 
 
 class PictureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,7 +108,7 @@ class ControlServer:
                 os.umask(mask)
         except OSError as error:
             raise ControlError(
-                f"the control socket {self._path} cannot be made: {error.strerror}"
+                f"the control socket {self._path} cannot be made: {error.strerror or error}"
             ) from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="control", daemon=True
@@ -134,6 +137,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 class _Connection(socketserver.StreamRequestHandler):
     server: _Server
+    timeout = STALLED_S
 
     def handle(self) -> None:
         try:
@@ -141,18 +145,25 @@ class _Connection(socketserver.StreamRequestHandler):
             reply = self.server.handler(request, _read_pictures(self.rfile, request))
         except InspectdError as error:
             reply = Reply(error=str(error))
+        except TimeoutError:
+            reply = Reply(error=f"the rest of the request did not come within {self.timeout:g} s")
         except Exception:
             _logger.exception("unexpected error while answering a request on the control socket")
             reply = Reply(error="the service met an unexpected error; its log tells more")
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError, TimeoutError):  # it waits no longer
             self.wfile.write(msgspec.json.encode(reply) + b"\n")
 
 
 def _read_request(stream: BufferedIOBase) -> Request:
     line = stream.readline(LONGEST_LINE)
+    if not line.endswith(b"\n"):
+        raise ControlError(
+            f"the request is no whole line: it ends after {len(line)} bytes, at most "
+            f"{LONGEST_LINE} are read"
+        )
     try:
         request: Request = msgspec.json.decode(line, type=Request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter from within a text
         raise ControlError(f"the request is not understood: {error}") from error
     return request
 
@@ -196,19 +207,34 @@ def ask(
             return None
         except OSError as error:
             raise ControlError(
-                f"the service's control socket {path} cannot be used: {error.strerror}; run this "
-                "as the service's user or a member of its group, or with sudo"
+                f"the service's control socket {path} cannot be used: {error.strerror or error}; "
+                "run this as the service's user or a member of its group, or with sudo"
             ) from error
-        with connection.makefile("rwb") as stream:
-            stream.write(msgspec.json.encode(request) + b"\n")
-            for count, content in enumerate(pictures, start=1):
-                stream.write(content)
-                progress(count)
-            stream.flush()
-            line = stream.readline()
-    if not line:
+        try:
+            # A service that refuses need not read all of it, but still says why.
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(msgspec.json.encode(request) + b"\n")
+                for count, content in enumerate(pictures, start=1):
+                    connection.sendall(content)
+                    progress(count)
+            with connection.makefile("rb") as stream:
+                line = stream.readline()
+        except ConnectionError:
+            line = b""
+    return _read_reply(line)
+
+
+def _read_reply(line: bytes) -> Reply:
+    """Raises ControlError when it is none, or tells of an error."""
+    if not line.endswith(b"\n"):
         raise ControlError("the service ended the connection without an answer; see its log")
-    reply = msgspec.json.decode(line, type=Reply)
+    try:
+        reply = msgspec.json.decode(line, type=Reply)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ControlError(
+            f"the service's answer is not understood ({error}): it may be of another version; "
+            "restart it"
+        ) from error
     if reply.error:
         raise ControlError(reply.error)
     return reply

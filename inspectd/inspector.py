@@ -1,15 +1,16 @@
 """One program's judgement: a frame's pixels in, an `Inspection` out.
 
 No input or output, no logging, no wall clock; a monotonic timer for its own stage timings is its
-one impurity. Nothing here can turn a doubt into a PASS: a picture that cannot be trusted, too few
-references or a score that is not finite end as NOT_JUDGED.
+one impurity. Nothing here can turn a doubt into a PASS: a picture that cannot be trusted, a part
+that is not in its place, too few references or a score that is not finite end as NOT_JUDGED.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import degrees, hypot
 from time import perf_counter
 
 import cv2
@@ -17,9 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.errors import ImageError, ReferencesError
+from inspectd.eye import Eye, Sight
 from inspectd.imaging import gate, preprocess
-from inspectd.limits import limit_from_scores
+from inspectd.imaging.align import to_picture
+from inspectd.imaging.regions import region_patches
+from inspectd.limits import (
+    Limit,
+    limit_from_scores,
+    near_duplicates,
+    near_duplicates_warning,
+)
 from inspectd.records import (
+    Alignment,
+    Blob,
     FloatMap,
     GreyImage,
     Image,
@@ -27,17 +38,17 @@ from inspectd.records import (
     PatchGrid,
     Peak,
     PictureHealth,
+    Pose,
     Reason,
     RegionScore,
     Verdict,
 )
-from inspectd.settings import Program, Region
-from inspectd.soartc.compare import Comparison
-from inspectd.soartc.features import PatchDescriber, PatchLayout
-from inspectd.soartc.parts import part_bank
+from inspectd.settings import Program
 
-FEWEST = 2
-"""References without which there is no leave-one-out, and so no limit."""
+REGION_IN_VIEW = 0.75
+PICTURE_IN_VIEW = 0.5
+"""Shares of a region's, and of the remaining picture's patches, that must be seen: what was not
+seen was not judged."""
 
 
 class _NotJudgedError(Exception):
@@ -55,6 +66,7 @@ class _Work:
 
     picture: GreyImage | None = None
     health: PictureHealth | None = None
+    alignment: Alignment | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -67,39 +79,62 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Zone:
+    """Patches that are judged together, against a limit of their own.
+
+    Attributes:
+        name: of the region; empty for the picture outside the regions.
+        patches: bool (rows, cols).
+        learned: the limit that the references set here.
+        limit: the same with the thresholds of program and region, in raw units.
+    """
+
+    name: str
+    patches: NDArray[np.bool_]
+    learned: Limit
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Learned:
     """What follows from a program's references: derived at each load, stored nowhere.
 
     Attributes:
         crop_shape: (height, width) of the references: the region of interest at full resolution.
-        describer: stage 1 for pictures of their reduced shape.
-        comparison: stage 2 against what the references have in common.
-        leave_one_out: raw score of each reference against all the others.
-        limit: in raw units, the program's threshold included.
-        focus: the references' median sharpness.
-        tolerance: float32 (rows, cols), the threshold of each patch by its region; infinite where
-            the patch is ignored.
-        regions: the judged regions with the patches that belong to each, bool (rows, cols).
+        shape: (height, width) of the inspected picture.
+        usual: what the references' pictures are like, for the gate.
+        zones: everything that is judged.
+        limits: float32 (rows, cols), the limit of each patch in raw units, the smallest of its
+            zones'; infinite where nothing is judged.
+        leave_one_out: the score that each reference gets from all the others, in units of the
+            limit as learned, the thresholds not included.
+        warnings: what makes the limits less sure than they could be, for a person.
     """
 
     crop_shape: tuple[int, int]
-    describer: PatchDescriber
-    comparison: Comparison
+    shape: tuple[int, int]
+    eye: Eye
+    usual: gate.Usual
+    zones: tuple[Zone, ...]
+    limits: FloatMap
     leave_one_out: tuple[float, ...]
-    limit: float
-    focus: float
-    tolerance: FloatMap
-    regions: tuple[tuple[Region, NDArray[np.bool_]], ...]
+    warnings: tuple[str, ...]
 
     @property
     def grid(self) -> PatchGrid:
-        return self.describer.layout.grid
+        return self.eye.grid
 
 
 class Inspector:
     """Judges frames by one program and its references. Serves one thread."""
 
-    def __init__(self, program: Program, references: Sequence[Image]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        references: Sequence[Image],
+        hindrance: str = "",
+        frame: Image | None = None,
+    ) -> None:
         """Learn from the references.
 
         Too few references are no error here: everything is then NOT_JUDGED, and says so.
@@ -107,6 +142,8 @@ class Inspector:
         Args:
             program: the program's settings.
             references: crops of the region of interest at full resolution, all of one shape.
+            hindrance: why there are too few, where that is known; else their number is told.
+            frame: the picture in whose place the others are put; the first one if absent.
 
         Raises:
             ReferencesError: references of different shapes, or all the same picture; regions that
@@ -115,10 +152,13 @@ class Inspector:
         """
         self.program = program
         self.reference_count = len(references)
-        self.references_needed = max(program.references.minimum, FEWEST)
+        self.references_needed = program.references.minimum
         enough = self.reference_count >= self.references_needed
-        self.learned = learn(program, references) if enough else None
-        self._planes = self.learned.describer.new_planes() if self.learned else None
+        self.learned = learn(program, references, frame) if enough else None
+        self._hindrance = hindrance or (
+            f"there are {self.reference_count} usable references of the "
+            f"{self.references_needed} needed: teach more good parts"
+        )
 
     def inspect(self, pixels: Image) -> Inspection:
         """Judge one frame.
@@ -127,34 +167,38 @@ class Inspector:
             pixels: uint8 (height, width) or (height, width, 3), the whole frame.
 
         Returns:
-            PASS only when the picture is healthy, there are references enough, and the score is
-            finite and at most 1.
+            PASS only when the picture is healthy, the part in its place and in view, there are
+            references enough, and the score is finite and at most 1.
         """
         work = _Work()
         try:
-            self._prepare(pixels, work)
+            reduced = self._prepare(pixels, work)
             learned = self._require_references()
-            raw = self._compare(learned, work)
+            sight = self._look(learned, reduced, work)
+            return self._conclude(learned, sight, work)
         except _NotJudgedError as doubt:
+            misplaced = doubt.reason is Reason.MISPLACED
+            fails = misplaced and self.program.alignment.beyond == "fail"
             return Inspection(
-                Verdict.NOT_JUDGED,
+                Verdict.FAIL if fails else Verdict.NOT_JUDGED,
                 doubt.reason,
                 doubt.detail,
                 picture=work.picture,
                 health=work.health,
+                alignment=work.alignment,
                 timings_ms=work.timings_ms,
             )
-        return self._conclude(learned, raw, work)
 
-    def _prepare(self, pixels: Image, work: _Work) -> None:
+    def _prepare(self, pixels: Image, work: _Work) -> GreyImage:
         """Crop, grey and reduce; then ask whether the picture can be trusted at all."""
         learned = self.learned
         with work.timed("prepare"):
             try:
                 grey = preprocess.grey(preprocess.crop(pixels, self.program.roi))
-                work.picture = preprocess.reduce(grey, self.program.resolution)
+                reduced = preprocess.reduce(grey, self.program.resolution)
             except ImageError as error:
                 raise _NotJudgedError(Reason.WRONG_SIZE, str(error)) from error
+            work.picture = reduced
             if learned and grey.shape != learned.crop_shape:
                 raise _NotJudgedError(
                     Reason.WRONG_SIZE,
@@ -163,73 +207,131 @@ class Inspector:
                     "and the region of interest, or teach again",
                 )
         with work.timed("gate"):
-            work.health = gate.measure(grey, work.picture, learned.focus if learned else None)
+            work.health = gate.measure(grey, reduced, learned.usual if learned else None)
             doubt = gate.judge(work.health, self.program.health)
             if doubt:
                 raise _NotJudgedError(*doubt)
+        return reduced
 
     def _require_references(self) -> Learned:
         if self.learned is None:
-            raise _NotJudgedError(
-                Reason.TOO_FEW_REFERENCES,
-                f"there are {self.reference_count} usable references of the "
-                f"{self.references_needed} needed: teach more good parts",
-            )
+            raise _NotJudgedError(Reason.TOO_FEW_REFERENCES, self._hindrance)
         return self.learned
 
-    def _compare(self, learned: Learned, work: _Work) -> FloatMap:
-        """The map of abnormality in raw units."""
-        assert work.picture is not None
-        assert self._planes is not None
-        with work.timed("stage1"):
-            learned.describer.describe(preprocess.to_unit(work.picture), self._planes)
-        with work.timed("stage2"):
-            raw = learned.comparison.smoothed_map(self._planes)
-        if not np.isfinite(raw).all():
+    def _look(self, learned: Learned, reduced: GreyImage, work: _Work) -> Sight:
+        """Align and compare; then ask whether the part was where it should be."""
+        sight = learned.eye.look(reduced)
+        work.timings_ms |= sight.timings_ms
+        work.alignment = in_frame_pixels(sight.alignment, learned)
+        if not sight.alignment.within:
+            raise _NotJudgedError(Reason.MISPLACED, self._misplaced(work.alignment, learned))
+        work.picture = sight.picture
+        finite = np.isfinite(sight.map)
+        if not finite.all():
             raise _NotJudgedError(
-                Reason.NOT_FINITE, "the comparison gave values that are no numbers"
+                Reason.NOT_FINITE,
+                f"the comparison gave no finite number for {finite.size - int(finite.sum())} of "
+                f"{finite.size} patches; report this as a bug, with the picture",
             )
-        return raw
+        for zone in learned.zones:
+            share = float(sight.seen[zone.patches].mean())
+            if share < (REGION_IN_VIEW if zone.name else PICTURE_IN_VIEW):
+                where = f"region {zone.name}" if zone.name else "the part"
+                raise _NotJudgedError(
+                    Reason.NOT_IN_VIEW,
+                    f"only {share:.0%} of {where} is in the picture; move camera or part",
+                )
+        return sight
 
-    def _conclude(self, learned: Learned, raw: FloatMap, work: _Work) -> Inspection:
-        """Score against the limit, region by region."""
+    def _misplaced(self, alignment: Alignment, learned: Learned) -> str:
+        settings, pose = self.program.alignment, alignment.pose
+        allowed = settings.shift_limit * max(learned.crop_shape)
+        return (
+            f"the part lies {hypot(pose.dx, pose.dy):.0f} pixels and "
+            f"{degrees(pose.rotation):+.1f} degrees from its place (allowed: {allowed:.0f} pixels, "
+            f"{settings.rotation_limit_deg:g} degrees; match {alignment.match:.2f}), or is not "
+            "there: check fixture and camera, or widen `alignment`"
+        )
+
+    def _conclude(self, learned: Learned, sight: Sight, work: _Work) -> Inspection:
+        """Score against the limits, zone by zone."""
         with work.timed("score"):
-            in_limits = raw / np.float32(learned.limit)
-            by_region = in_limits / learned.tolerance
+            # A threshold that is all but zero overflows here; the score is looked at below.
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                in_limits = sight.map / learned.limits
             regions = tuple(
-                RegionScore(region.name, score, failed=not score <= 1.0)
-                for region, patches in learned.regions
-                for score in [float(in_limits[patches].max()) / region.threshold]
+                RegionScore(zone.name, score, failed=not score <= 1.0)
+                for zone in learned.zones
+                if zone.name
+                for score in [float(sight.map[zone.patches].max()) / zone.limit]
             )
-            row, column = np.unravel_index(int(np.argmax(by_region)), by_region.shape)
-            score = max([float(by_region[row, column]), *(region.score for region in regions)])
-            peak = self._peak(learned, int(row), int(column), score)
+            row, column = divmod(int(np.argmax(in_limits)), in_limits.shape[1])
+            score = float(in_limits[row, column])
+            if not np.isfinite(score):
+                raise _NotJudgedError(
+                    Reason.NOT_FINITE,
+                    f"the score is {score}: a limit or threshold is too small to divide by",
+                )
+            x, y = self._in_frame(learned, sight.alignment, learned.grid.centre(row, column))
+            peak = Peak(x, y, score)
+            blobs = self._blobs(learned, sight.alignment, in_limits)
         passed = score <= 1.0
         return Inspection(
             Verdict.PASS if passed else Verdict.FAIL,
             None if passed else Reason.ABOVE_LIMIT,
             "" if passed else _above_limit(score, peak, regions),
             score=score,
-            limit=learned.limit,
+            limit=float(learned.limits[row, column]),
             regions=regions,
             peak=peak,
-            map=by_region,
+            blobs=blobs,
+            map=in_limits,
             picture=work.picture,
             health=work.health,
+            alignment=work.alignment,
             timings_ms=work.timings_ms,
         )
 
-    def _peak(self, learned: Learned, row: int, column: int, score: float) -> Peak:
-        """A patch's place in the frame."""
-        layout = learned.describer.layout
-        x, y = learned.grid.centre(row, column)
+    def _in_frame(
+        self, learned: Learned, alignment: Alignment, point: tuple[float, float]
+    ) -> tuple[float, float]:
+        """A point of the references' place in frame pixels."""
+        x, y = to_picture(alignment.pose, *point, learned.shape)
         height, width = learned.crop_shape
         roi = self.program.roi
-        return Peak(
-            x=x * width / layout.width + (roi.x if roi else 0),
-            y=y * height / layout.height + (roi.y if roi else 0),
-            score=score,
+        return (
+            x * width / learned.shape[1] + (roi.x if roi else 0),
+            y * height / learned.shape[0] + (roi.y if roi else 0),
         )
+
+    def _blobs(
+        self, learned: Learned, alignment: Alignment, in_limits: FloatMap
+    ) -> tuple[Blob, ...]:
+        """The connected places above the limit, the worst first."""
+        above = (in_limits > 1).astype(np.uint8)
+        if not above.any():
+            return ()
+        grid = learned.grid
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+        blobs = []
+        for label, (left, top, width, height, _) in enumerate(stats[1:], start=1):
+            corners = np.array(
+                [
+                    self._in_frame(learned, alignment, grid.centre(row, column))
+                    for row in (top - 0.5, top + height - 0.5)
+                    for column in (left - 0.5, left + width - 0.5)
+                ]
+            )
+            (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
+            score = float(in_limits[labels == label].max())
+            blobs.append(Blob(float(x0), float(y0), float(x1), float(y1), score))
+        return tuple(sorted(blobs, key=lambda blob: -blob.score))
+
+
+def in_frame_pixels(alignment: Alignment, learned: Learned) -> Alignment:
+    """An alignment of the inspected picture as one of the frame."""
+    pose, scale = alignment.pose, learned.crop_shape[1] / learned.shape[1]
+    return replace(alignment, pose=Pose(pose.dx * scale, pose.dy * scale, pose.rotation))
 
 
 def _above_limit(score: float, peak: Peak, regions: Sequence[RegionScore]) -> str:
@@ -238,12 +340,13 @@ def _above_limit(score: float, peak: Peak, regions: Sequence[RegionScore]) -> st
     return f"score {score:.2f}{where}, the peak at x {peak.x:.0f}, y {peak.y:.0f}"
 
 
-def learn(program: Program, references: Sequence[Image]) -> Learned:
+def learn(program: Program, references: Sequence[Image], frame: Image | None = None) -> Learned:
     """Derive from the references everything that judging needs.
 
     Args:
         program: the program's settings.
-        references: two or more crops of the region of interest, all of one shape.
+        references: one or more crops of the region of interest, all of one shape.
+        frame: the picture in whose place the others are put; the first one if absent.
 
     Raises:
         ReferencesError: they differ in shape, or are all the same picture; or the regions leave
@@ -251,140 +354,93 @@ def learn(program: Program, references: Sequence[Image]) -> Learned:
         ImageError: the inspected picture is smaller than one patch.
     """
     greys = [preprocess.grey(reference) for reference in references]
-    shapes = sorted({grey.shape for grey in greys})
+    anchor = greys[0] if frame is None else preprocess.grey(frame)
+    shapes = sorted({grey.shape for grey in [anchor, *greys]})
     if len(shapes) > 1:
         sizes = ", ".join(f"{width} x {height}" for height, width in shapes)
         raise ReferencesError(
             f"the references differ in size ({sizes} pixels): remove those of the old region of "
             "interest or camera mode, or teach anew"
         )
-    soartc = program.soartc
-    units = np.stack(
-        [preprocess.to_unit(preprocess.reduce(grey, program.resolution)) for grey in greys]
-    )
-    describer = PatchDescriber(
-        PatchLayout(
-            units.shape[1],
-            units.shape[2],
-            soartc.part,
-            (soartc.stride, soartc.stride),
-            (soartc.step, soartc.step),
-        ),
-        part_bank(soartc.part, soartc.band, soartc.centre_weight),
-    )
-    planes = np.stack([describer.described(unit) for unit in units])
-    regions = tuple((region, region_patches(region, describer)) for region in program.regions)
-    tolerance = tolerance_map(describer.layout.grid, regions)
-    judged = np.isfinite(tolerance)
-    learn_from = units if program.method == "published" else planes
-    scores = leave_one_out(program, describer, learn_from, planes, judged)
+    pictures = [preprocess.reduce(grey, program.resolution) for grey in greys]
+    eye = Eye(program, pictures, preprocess.reduce(anchor, program.resolution))
+    shape = pictures[0].shape
+    maps = eye.leave_one_out()
+    zones = learn_zones(program, eye, maps, shape)
+    limits = np.full(maps.shape[1:], np.inf, np.float32)
+    for zone in zones:
+        limits[zone.patches] = np.minimum(limits[zone.patches], zone.limit)
     return Learned(
         crop_shape=shapes[0],
-        describer=describer,
-        comparison=compare_with_average(program, describer, learn_from.mean(axis=0)),
-        leave_one_out=scores,
-        limit=limit_from_scores(scores, program.limit.threshold),
-        focus=float(np.median([gate.focus_measure(grey) for grey in greys])),
-        tolerance=tolerance,
-        regions=tuple(
-            (region, patches & judged) for region, patches in regions if not region.ignore
-        ),
+        shape=shape,
+        eye=eye,
+        usual=gate.usual(greys, pictures),
+        zones=zones,
+        limits=limits,
+        leave_one_out=tuple(in_learned_limits(maps, zones)),
+        warnings=warnings(zones, pictures),
     )
 
 
-def compare_with_average(
-    program: Program, describer: PatchDescriber, average: NDArray[np.float32]
-) -> Comparison:
-    """Stage 2 against the average of the references.
+def learn_zones(
+    program: Program, eye: Eye, maps: NDArray[np.float32], shape: tuple[int, int]
+) -> tuple[Zone, ...]:
+    """The regions, and the picture outside them, each with the limit that good parts set there.
+
+    Each is given the program's share of false rejects by itself: sharing it out among them would
+    let more defects pass in each.
 
     Args:
-        program: names the method.
-        describer: of the references' shape.
-        average: float32 (height, width) the average picture, for the method ``published``; float32
-            (6, 3, rows, cols) the average description, for ``mean``.
-    """
-    published = program.method == "published"
-    reference = describer.described(average) if published else average
-    return Comparison(reference, program.soartc.p, program.soartc.weights)
-
-
-def leave_one_out(
-    program: Program,
-    describer: PatchDescriber,
-    learn_from: NDArray[np.float32],
-    planes: NDArray[np.float32],
-    judged: NDArray[np.bool_],
-) -> tuple[float, ...]:
-    """The raw score that each reference gets from all the others: what good parts get.
-
-    Args:
-        program: names the method.
-        describer: of the references' shape.
-        learn_from: float32 (n, ...), the references' pictures or descriptions, as the method asks.
-        planes: float32 (n, 6, 3, rows, cols), their descriptions.
-        judged: bool (rows, cols), false where a region ignores the patch.
-    """
-    total = learn_from.sum(axis=0, dtype=np.float64)
-    scores = []
-    for own, described in zip(learn_from, planes, strict=True):
-        others = ((total - own) / (len(planes) - 1)).astype(np.float32)
-        # A difference of large sums can fall a hair below black.
-        average = np.maximum(others, 0) if program.method == "published" else others
-        comparison = compare_with_average(program, describer, average)
-        scores.append(float(comparison.smoothed_map(described)[judged].max()))
-    return tuple(scores)
-
-
-def region_patches(region: Region, describer: PatchDescriber) -> NDArray[np.bool_]:
-    """The patches whose centre lies in a region.
-
-    Returns:
-        bool (rows, cols). A judged region between the patches gets the one nearest to its middle.
-    """
-    layout = describer.layout
-    corners = np.array(region.outline, np.float32) * np.array(
-        [layout.width, layout.height], np.float32
-    )
-    inside = np.zeros((layout.rows, layout.cols), np.bool_)
-    for row, column in np.ndindex(inside.shape):
-        inside[row, column] = (
-            cv2.pointPolygonTest(corners, layout.grid.centre(row, column), False) >= 0
-        )
-    if not inside.any() and not region.ignore:
-        x, y = corners.mean(axis=0)
-        row = round((y - layout.extent[0] / 2) / layout.step[0])
-        column = round((x - layout.extent[1] / 2) / layout.step[1])
-        inside[min(max(row, 0), layout.rows - 1), min(max(column, 0), layout.cols - 1)] = True
-    return inside
-
-
-def tolerance_map(grid: PatchGrid, regions: Sequence[tuple[Region, NDArray[np.bool_]]]) -> FloatMap:
-    """The threshold of each patch, in units of the program's limit.
-
-    Where regions overlap the stricter counts, and what one of them ignores is ignored.
-
-    Returns:
-        float32 (rows, cols); 1 outside all regions, infinite where ignored.
+        program: its regions and limit.
+        eye: names the grid and the limit of few references.
+        maps: float32 (n, rows, cols) from `Eye.leave_one_out`.
+        shape: (height, width) of the inspected picture.
 
     Raises:
-        ReferencesError: nothing is left to judge.
+        ReferencesError: nothing is left to judge, or no limit follows.
     """
-    tolerance = np.full((grid.rows, grid.cols), np.nan, np.float32)
-    for region, patches in regions:
+    patches = {region.name: region_patches(region, eye.grid, *shape) for region in program.regions}
+    rest = eye.judged.copy()
+    for region in program.regions:
         if not region.ignore:
-            tolerance[patches] = np.fmin(tolerance[patches], region.threshold)
-    tolerance[np.isnan(tolerance)] = 1.0
-    for region, patches in regions:
-        if region.ignore:
-            tolerance[patches] = np.inf
-    for region, patches in regions:
-        if not region.ignore and not np.isfinite(tolerance[patches]).any():
-            raise ReferencesError(
-                f"region {region.name} is to be judged, but lies wholly in ignored regions"
-            )
-    if not np.isfinite(tolerance).any():
+            rest &= ~patches[region.name]
+    wanted = [("", 1.0, rest)] if rest.any() else []
+    for region in program.regions:
+        if not region.ignore:
+            judged = patches[region.name] & eye.judged
+            if not judged.any():
+                raise ReferencesError(
+                    f"region {region.name} is to be judged, but lies wholly in ignored regions"
+                )
+            wanted.append((region.name, region.threshold, judged))
+    if not wanted:
         raise ReferencesError(
             "the program's regions ignore the whole picture, nothing is left to judge: shrink the "
             "regions with `ignore: true`"
         )
-    return tolerance
+    zones = []
+    for name, threshold, inside in wanted:
+        scores = maps[:, inside].max(axis=1)
+        learned = limit_from_scores(scores, program.limit.false_reject, eye.stated_limit)
+        limit = learned.value * threshold * program.limit.threshold
+        zones.append(Zone(name, inside, learned, limit))
+    return tuple(zones)
+
+
+def in_learned_limits(maps: NDArray[np.float32], zones: Sequence[Zone]) -> list[float]:
+    """The score of each map against the limits as they were learned.
+
+    Args:
+        maps: float32 (n, rows, cols), raw.
+        zones: with their limits.
+    """
+    scores = [maps[:, zone.patches].max(axis=1) / zone.learned.value for zone in zones]
+    return [float(score) for score in np.max(scores, axis=0)]
+
+
+def warnings(zones: Sequence[Zone], pictures: Sequence[GreyImage]) -> tuple[str, ...]:
+    """What a person should know of the limits; each thing once, however many zones it holds for."""
+    units = np.stack([preprocess.to_unit(picture) for picture in pictures])
+    repeats = near_duplicates_warning(near_duplicates(units), len(pictures))
+    said = dict.fromkeys([repeats, *(zone.learned.warning for zone in zones)])
+    return tuple(warning for warning in said if warning)

@@ -22,14 +22,7 @@ from inspectd.imaging.heatmap import encode_png, render_heatmap
 from inspectd.inspector import Inspector
 from inspectd.journal import Journal
 from inspectd.mqtt.outbox import Outbox, ReplyTo
-from inspectd.payload import (
-    HealthPayload,
-    MapPayload,
-    PeakPayload,
-    RegionPayload,
-    Response,
-    VerdictPayload,
-)
+from inspectd.payload import MapPayload, Response, VerdictPayload, judgement
 from inspectd.records import Frame, Inspection, Reason, Trigger, TriggerSource, Verdict
 from inspectd.settings import Settings
 from inspectd.state import State, StationState
@@ -42,14 +35,19 @@ LONGEST_REOPENING_S = 30.0
 """A lost camera is opened again after so long, longer each time."""
 
 
+class CameraClosed(CameraError):
+    """No picture came because the service stops."""
+
+
 class CameraKeeper:
-    """The camera, opened again when it was lost."""
+    """The camera, opened again when it was lost, until it is closed for good."""
 
     def __init__(self, camera: Camera, timeout_s: float, state: StationState) -> None:
         self._camera = camera
         self._timeout_s = timeout_s
         self._state = state
         self._open = False
+        self._closed = False
         self._pause_s = FIRST_REOPENING_S
         self._try_at = 0.0
         self._trouble = ""
@@ -60,7 +58,7 @@ class CameraKeeper:
         Raises:
             CameraUnusable: it cannot be used as it is set.
         """
-        if self._open or time.monotonic() < self._try_at:
+        if self._open or self._closed or time.monotonic() < self._try_at:
             return
         try:
             self._camera.open()
@@ -77,21 +75,26 @@ class CameraKeeper:
         Raises:
             CameraTimeout: none came in time.
             CameraLost: there is no camera at present.
+            CameraClosed: `close` was called, before or meanwhile.
             CameraUnusable: it cannot be used as it is set.
             EndOfFrames: a recording has come to its end.
         """
         self.tend()
+        if self._closed:
+            raise CameraClosed("the service is stopping")
         if not self._open:
             raise CameraLost(self._trouble)
         try:
             return self._camera.capture(after_ns, self._timeout_s)
         except CameraLost as error:
+            if self._closed:
+                raise CameraClosed("the service is stopping") from error
             self._lose(error)
             raise
 
     def close(self) -> None:
-        """Give the camera back; a waiting `capture` ends with CameraLost. From any thread."""
-        self._open = False
+        """Give the camera back for good; a waiting `capture` ends. From any thread."""
+        self._closed = True
         self._camera.close()
 
     def _lose(self, error: CameraLost) -> None:
@@ -131,7 +134,7 @@ class Painter:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the drawing at hand."""
+        """End the thread after the drawings that wait."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -149,7 +152,7 @@ class Painter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._orders or self._stopping)
-                if self._stopping:
+                if not self._orders:
                     return
                 order = self._orders.popleft()
             try:
@@ -236,6 +239,11 @@ class Judge:
             if trigger.source is TriggerSource.MQTT:
                 self.refuse(trigger, Reason.CAMERA_LOST, str(error))
             raise
+        except CameraClosed as error:
+            # In continuous mode it is the picture that asks for a verdict, and none came.
+            if trigger.source is not TriggerSource.CONTINUOUS:
+                self.refuse(trigger, Reason.STOPPING, str(error))
+            return
         self._conclude(trigger, frame, inspection)
 
     def refuse(self, trigger: Trigger, reason: Reason, detail: str) -> None:
@@ -262,12 +270,12 @@ class Judge:
         return True
 
     def _look(self, trigger: Trigger) -> tuple[Frame | None, Inspection]:
-        """A picture, judged; raises EndOfFrames."""
+        """A picture, judged; raises EndOfFrames or CameraClosed."""
         frame = None
         try:
             frame = self._camera.capture(trigger.requested_ns)
             return frame, self._lesson.inspector.inspect(frame.pixels)
-        except EndOfFrames:
+        except (EndOfFrames, CameraClosed):
             raise
         except CameraTimeout as error:
             reason, detail = Reason.CAMERA_TIMEOUT, str(error)
@@ -310,7 +318,6 @@ class Judge:
     def _payload(
         self, trigger: Trigger, frame: Frame | None, inspection: Inspection
     ) -> VerdictPayload:
-        peak, health = inspection.peak, inspection.health
         total_ms = (time.monotonic_ns() - trigger.requested_ns) / 1e6
         timings = {**inspection.timings_ms, "total": total_ms}
         if frame is not None:
@@ -329,27 +336,7 @@ class Judge:
             captured_at=frame.captured_at if frame else None,
             clock_synchronised=clock_synchronised(),
             frame=frame.name if frame else None,
-            verdict=inspection.verdict.value,
-            reason=inspection.reason.value if inspection.reason else None,
-            detail=inspection.detail,
-            score=_rounded(inspection.score),
-            limit=_rounded(inspection.limit),
-            margin=_rounded(inspection.margin),
-            regions=tuple(
-                RegionPayload(name=region.name, score=round(region.score, 4), failed=region.failed)
-                for region in inspection.regions
-            ),
-            peak=PeakPayload(x=round(peak.x, 1), y=round(peak.y, 1), score=round(peak.score, 4))
-            if peak
-            else None,
-            health=HealthPayload(
-                brightness=round(health.brightness, 4),
-                contrast=round(health.contrast, 4),
-                focus=round(health.focus, 4),
-                focus_ratio=_rounded(health.focus_ratio),
-            )
-            if health
-            else None,
+            **judgement(inspection),
             timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
             settings_hash=self._settings.hash,
             references_hash=self._lesson.references_hash,
@@ -361,10 +348,6 @@ def reply_to(trigger: Trigger) -> ReplyTo:
     return ReplyTo(
         request="trigger", topic=trigger.response_topic, correlation_data=trigger.correlation_data
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 def _log(verdict: VerdictPayload) -> None:

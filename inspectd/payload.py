@@ -7,10 +7,13 @@ limit. ``schema`` is raised when a field changes its meaning or goes away, not w
 from __future__ import annotations
 
 from datetime import datetime
+from math import degrees
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+from inspectd.records import Inspection
 
 SCHEMA_VERSION = 1
 
@@ -34,6 +37,26 @@ class PeakPayload(msgspec.Struct, frozen=True, kw_only=True):
     score: float
 
 
+class BlobPayload(msgspec.Struct, frozen=True, kw_only=True):
+    """A connected place above the limit, its box in frame pixels."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    score: float
+
+
+class AlignmentPayload(msgspec.Struct, frozen=True, kw_only=True):
+    """How the part lay, against the references."""
+
+    dx: Annotated[float, Meta(description="shift to the right, frame pixels")]
+    dy: Annotated[float, Meta(description="shift down, frame pixels")]
+    rotation_deg: Annotated[float, Meta(description="clockwise, degrees")]
+    match: Annotated[float, Meta(description="correlation with the references, -1 to 1")]
+    within: Annotated[bool, Meta(description="found within the allowed shift and rotation")]
+
+
 class HealthPayload(msgspec.Struct, frozen=True, kw_only=True):
     """Measurements of the picture itself."""
 
@@ -42,6 +65,9 @@ class HealthPayload(msgspec.Struct, frozen=True, kw_only=True):
     focus: Annotated[float, Meta(description="sharpness before the reduction, no unit")]
     focus_ratio: Annotated[
         float | None, Meta(description="sharpness over the references' median")
+    ] = None
+    light_ratio: Annotated[
+        float | None, Meta(description="brightness over the references' mean")
     ] = None
 
 
@@ -76,6 +102,8 @@ class VerdictPayload(msgspec.Struct, frozen=True, kw_only=True):
     margin: Annotated[float | None, Meta(description="1 - score")] = None
     regions: tuple[RegionPayload, ...] = ()
     peak: PeakPayload | None = None
+    blobs: tuple[BlobPayload, ...] = ()
+    alignment: AlignmentPayload | None = None
     health: HealthPayload | None = None
     timings_ms: Annotated[
         dict[str, float],
@@ -144,6 +172,58 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Annotated[
         VerdictPayload | None, Meta(description="the answer to `trigger`, as on topic `verdict`")
     ] = None
+
+
+def judgement(inspection: Inspection) -> dict[str, Any]:
+    """The fields of a `VerdictPayload` that tell what was found, rounded to what means anything."""
+    peak, health, alignment = inspection.peak, inspection.health, inspection.alignment
+    return {
+        "verdict": inspection.verdict.value,
+        "reason": inspection.reason.value if inspection.reason else None,
+        "detail": inspection.detail,
+        "score": _rounded(inspection.score),
+        "limit": _rounded(inspection.limit),
+        "margin": _rounded(inspection.margin),
+        "regions": tuple(
+            RegionPayload(name=region.name, score=round(region.score, 4), failed=region.failed)
+            for region in inspection.regions
+        ),
+        "peak": PeakPayload(x=round(peak.x, 1), y=round(peak.y, 1), score=round(peak.score, 4))
+        if peak
+        else None,
+        "blobs": tuple(
+            BlobPayload(
+                x0=round(blob.x0, 1),
+                y0=round(blob.y0, 1),
+                x1=round(blob.x1, 1),
+                y1=round(blob.y1, 1),
+                score=round(blob.score, 4),
+            )
+            for blob in inspection.blobs
+        ),
+        "alignment": AlignmentPayload(
+            dx=round(alignment.pose.dx, 1),
+            dy=round(alignment.pose.dy, 1),
+            rotation_deg=round(degrees(alignment.pose.rotation), 2),
+            match=round(alignment.match, 4),
+            within=alignment.within,
+        )
+        if alignment
+        else None,
+        "health": HealthPayload(
+            brightness=round(health.brightness, 4),
+            contrast=round(health.contrast, 4),
+            focus=round(health.focus, 4),
+            focus_ratio=_rounded(health.focus_ratio),
+            light_ratio=_rounded(health.light_ratio),
+        )
+        if health
+        else None,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def encode(payload: msgspec.Struct) -> bytes:

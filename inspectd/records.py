@@ -39,7 +39,10 @@ class Reason(StrEnum):
     TOO_BRIGHT = "too bright"
     NO_CONTRAST = "no contrast"
     OUT_OF_FOCUS = "out of focus"
+    LIGHT_CHANGED = "light changed"
     WRONG_SIZE = "wrong size"
+    MISPLACED = "part not in place"
+    NOT_IN_VIEW = "part not in view"
     TOO_FEW_REFERENCES = "too few references"
     NOT_FINITE = "score not finite"
     CAMERA_TIMEOUT = "camera timeout"
@@ -135,12 +138,16 @@ class PictureHealth:
         contrast: standard deviation of the grey values, 0 to 0.5.
         focus: sharpness before the reduction, without unit (see `imaging.gate.focus_measure`).
         focus_ratio: focus over the references' median focus; None without references.
+        light_ratio: brightness over the references' mean, pixel by pixel, the median; None without.
+        usual_light: least and largest light_ratio among the references; None without.
     """
 
     brightness: float
     contrast: float
     focus: float
     focus_ratio: float | None = None
+    light_ratio: float | None = None
+    usual_light: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,41 @@ class PatchGrid:
 
 
 @dataclass(frozen=True, slots=True)
+class Pose:
+    """How a part lies in the inspected picture, against the references.
+
+    What the references show at x lies in the picture at R(rotation) (x - c) + c + shift, where c is
+    the middle of the picture and x and y point right and down.
+
+    Attributes:
+        dx: shift to the right, pixels of the inspected picture.
+        dy: shift down.
+        rotation: radians, from the x axis towards the y axis (clockwise for the eye).
+    """
+
+    dx: float = 0.0
+    dy: float = 0.0
+    rotation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What the adjustment of the part's place came to.
+
+    Attributes:
+        pose: as adjusted; zero where no adjustment improved the match.
+        match: correlation with the references' common picture after the adjustment, -1 to 1.
+        match_before: the same without it.
+        within: whether the part was found within the allowed shift and rotation.
+    """
+
+    pose: Pose
+    match: float
+    match_before: float
+    within: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RegionScore:
     """How one named region of the program came out; ``score`` is in units of its own limit."""
 
@@ -182,6 +224,17 @@ class Peak:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A connected place above the limit: its box in frame pixels and its largest score."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    score: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspection:
     """The judgement of one frame by one program.
@@ -190,11 +243,13 @@ class Inspection:
         reason: None exactly when the verdict is PASS.
         detail: the figures behind the reason, for a person.
         score: abnormality in units of the limit, 1.0 is the limit; None when not judged.
-        limit: the limit in the method's raw units, the threshold included; None when there is none.
+        limit: the limit at the peak, in the method's raw units, the thresholds included.
+        blobs: the connected places above the limit, the worst first.
         map: float32 (rows, cols) in units of the limit, each patch by its region's threshold,
             ignored patches 0; None when not judged.
-        picture: uint8 (height, width), the reduced grey picture that was judged; None when the
-            frame could not be reduced.
+        picture: uint8 (height, width), the reduced grey picture that was judged, aligned; None when
+            the frame could not be reduced.
+        alignment: how the part lay, in frame pixels; None when it was not looked for.
         timings_ms: stage name to milliseconds.
     """
 
@@ -205,9 +260,11 @@ class Inspection:
     limit: float | None = None
     regions: tuple[RegionScore, ...] = ()
     peak: Peak | None = None
+    blobs: tuple[Blob, ...] = ()
     map: FloatMap | None = None
     picture: GreyImage | None = None
     health: PictureHealth | None = None
+    alignment: Alignment | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -30,7 +30,7 @@ from inspectd.control import (
     StatusRequest,
     TeachRequest,
 )
-from inspectd.errors import CameraError, ControlError, EndOfFrames, InspectdError
+from inspectd.errors import CameraError, ControlError, EndOfFrames
 from inspectd.journal import Journal
 from inspectd.judging import CameraKeeper, Judge, Painter
 from inspectd.mqtt.client import MqttClient, RequestMessage
@@ -53,6 +53,8 @@ from inspectd.trigger import IntervalTimer, Overrun, TriggerLine, trigger_now
 
 _logger = logging.getLogger(__name__)
 
+WATCH_S = 0.1
+"""The main thread looks this often whether to stop."""
 IDLE_S = 0.5
 """The thread that judges looks up this often when nothing asks for it."""
 LAST_PART_S = 0.4
@@ -69,15 +71,18 @@ class Service:
 
         Raises:
             JournalUnusable: the journal cannot be opened.
-            ReferencesError: the program's references cannot be used at all.
+            PermanentError: the path of the control socket is too long.
         """
         self._settings = settings
         self._boot_id = uuid.uuid4().hex
         self._stopping = threading.Event()
-        self._error: InspectdError | None = None
+        self._at_end = False
+        self._error: Exception | None = None
         self._topics = Topics(settings.station.station)
         self._line = TriggerLine(settings.station.queue)
         self._teaching = threading.Lock()
+        self._control = ControlServer(settings.control_socket, self._on_control)
+        # Last among what can fail here: whoever has opened it must close it.
         self._journal = Journal.open(settings.directory / "journal.db")
         self._client = MqttClient(
             settings.station.mqtt,
@@ -100,7 +105,6 @@ class Service:
             self._state,
             self._painter,
         )
-        self._control = ControlServer(settings.control_socket, self._on_control)
         self._timer = self._make_timer()
         self._judging = threading.Thread(target=self._judge_until_stopped, name="judge")
 
@@ -116,7 +120,10 @@ class Service:
         """
         try:
             self._start()
-            self._stopping.wait()
+            # Not `_stopping.wait`: a signal that comes while the main thread is about to block in
+            # it stays unseen until the thread wakes, which nothing else would make it do.
+            while not self._stopping.is_set():
+                time.sleep(WATCH_S)
         finally:
             self._stop()
         if self._error is not None:
@@ -167,8 +174,11 @@ class Service:
         while (work := self._line.take(0)) is not None:
             if isinstance(work, Overrun):
                 work = work.trigger
-            if isinstance(work, Trigger):
-                self._judge.refuse(work, Reason.STOPPING, "the service is stopping")
+            if not isinstance(work, Trigger):
+                continue
+            if self._at_end and work.source is not TriggerSource.MQTT:
+                continue  # a recording has no further part that it could be meant for
+            self._judge.refuse(work, Reason.STOPPING, "the service is stopping")
 
     def _make_timer(self) -> IntervalTimer | None:
         trigger = self._settings.station.trigger
@@ -184,7 +194,8 @@ class Service:
                 self._judge_next()
         except EndOfFrames as error:
             _logger.info("%s", error)
-        except InspectdError as error:
+            self._at_end = True
+        except Exception as error:  # noqa: BLE001 - raised again by `run`, on the caller's thread
             self._error = error
         finally:
             self._stopping.set()
@@ -225,7 +236,8 @@ class Service:
                 )
             if self._stopping.is_set():
                 raise ControlError("the service is stopping")
-        except (ControlError, msgspec.MsgspecError) as error:
+        # msgspec lets the UnicodeDecodeError of a text within the JSON through as it is.
+        except (ControlError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             _logger.warning("request/%s is refused: %s", name, error)
             refusal = Response(request=name, transaction=transaction, ok=False, error=str(error))
             self._outbox.respond(where, refusal)
@@ -289,7 +301,7 @@ class Service:
 
     def _lesson(self) -> Lesson:
         lesson = learn_program(self._settings, self._settings.station.program)
-        for problem in lesson.problems:
+        for problem in (*lesson.problems, *lesson.doubts):
             _logger.warning("%s", problem)
         return lesson
 

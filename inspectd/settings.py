@@ -215,7 +215,7 @@ class Region(Record, frozen=True):
     ] = None
     threshold: Annotated[
         float,
-        Meta(gt=0.0, le=100.0, description="in units of the program's limit; larger tolerates"),
+        Meta(gt=0.0, le=100.0, description="in units of its learned limit; larger tolerates more"),
     ] = 1.0
     ignore: Annotated[bool, Meta(description="never judge what lies in this region")] = False
 
@@ -238,19 +238,40 @@ Odd = Annotated[int, Meta(ge=1, le=101)]
 
 
 class SoartcSettings(Record, frozen=True):
-    """Parameters of the SOARTC comparison; the defaults are the published production values."""
+    """Parameters of the SOARTC comparison; the defaults are the best of docs/accuracy.md."""
 
-    part: Annotated[Odd, Meta(description="side of the convolution parts in pixels, odd")] = 5
+    part: Annotated[Odd, Meta(description="side of the convolution parts in pixels, odd")] = 7
     band: Annotated[Odd, Meta(description="width of the parts' bands in pixels, odd")] = 1
     centre_weight: Annotated[
         float, Meta(gt=0.0, le=100.0, description="weight of the middle of the diagonal parts")
     ] = 2.0
     stride: Annotated[
         int, Meta(ge=1, le=100, description="pixels between the windows of a patch")
-    ] = 2
+    ] = 3
     step: Annotated[int, Meta(ge=1, le=200, description="pixels from one patch to the next")] = 2
+    blur: Annotated[
+        float, Meta(ge=0.0, le=20.0, description="blur before the comparison, sigma in pixels")
+    ] = 0.0
+    pedestal: Annotated[
+        Fraction,
+        Meta(description="grey added before the comparison, so that the dark counts less; 0 to 1"),
+    ] = 0.0
+    tolerance: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=50,
+            description="pixels that a patch may lie elsewhere in the nearest reference "
+            "(method nearest)",
+        ),
+    ] = 2
     p: Annotated[
-        float, Meta(ge=1.0, le=32.0, description="exponent of the distance over the six parts")
+        float,
+        Meta(
+            ge=1.0,
+            le=32.0,
+            description="exponent of the distance over the six parts (method published)",
+        ),
     ] = 4.0
     weights: Annotated[
         tuple[
@@ -258,7 +279,10 @@ class SoartcSettings(Record, frozen=True):
             Annotated[float, Meta(ge=0.0)],
             Annotated[float, Meta(ge=0.0)],
         ],
-        Meta(description="weights of the three distances (ln beta, eta, gamma) in the map"),
+        Meta(
+            description="weights of the three distances, ln beta, eta and gamma, in the map "
+            "(method published)"
+        ),
     ] = (1.0, 5.0, 10.0)
 
     def faults(self) -> Iterator[Fault]:
@@ -268,6 +292,52 @@ class SoartcSettings(Record, frozen=True):
             yield "band", f"band must be odd and smaller than part ({self.part}), not {self.band}"
         if not any(self.weights):
             yield "weights", "weights must not all be 0"
+
+
+class AlignmentSettings(Record, frozen=True):
+    """How the part's place in the picture is adjusted to that of the references."""
+
+    mode: Annotated[
+        Literal["none", "shift", "rigid", "search"],
+        Meta(
+            description="none: the part lies always alike; shift: small shifts; rigid: small "
+            "shifts and rotations; search: anywhere in the picture, at any angle"
+        ),
+    ] = "rigid"
+    max_shift: Annotated[
+        float | None,
+        Meta(
+            description="largest shift allowed, as a share of the longest side; 0.1 if absent, "
+            "with mode search 0.5"
+        ),
+    ] = None
+    max_rotation_deg: Annotated[
+        float | None,
+        Meta(description="largest rotation allowed, in degrees; 10 if absent, with search 180"),
+    ] = None
+    beyond: Annotated[
+        Literal["not_judged", "fail"],
+        Meta(description="the verdict on a part further off than allowed, or not found"),
+    ] = "not_judged"
+
+    @property
+    def shift_limit(self) -> float:
+        """The largest shift allowed, as a share of the longest side."""
+        usual = 0.5 if self.mode == "search" else 0.1
+        return usual if self.max_shift is None else self.max_shift
+
+    @property
+    def rotation_limit_deg(self) -> float:
+        """The largest rotation allowed."""
+        usual = 180.0 if self.mode == "search" else 10.0
+        return usual if self.max_rotation_deg is None else self.max_rotation_deg
+
+    def faults(self) -> Iterator[Fault]:
+        if self.max_shift is not None and not 0 < self.max_shift <= 0.5:
+            yield "max_shift", f"max_shift must be above 0 and at most 0.5, not {self.max_shift:g}"
+        degrees = self.max_rotation_deg
+        if degrees is not None and not 0 <= degrees <= 180:
+            yield "max_rotation_deg", f"max_rotation_deg must be from 0 to 180, not {degrees:g}"
 
 
 class ReferenceSettings(Record, frozen=True):
@@ -282,6 +352,15 @@ class ReferenceSettings(Record, frozen=True):
 class LimitSettings(Record, frozen=True):
     """Where good ends."""
 
+    false_reject: Annotated[
+        float,
+        Meta(
+            ge=0.0001,
+            le=0.5,
+            description="share of the good parts that may be rejected, by each region and by the "
+            "rest of the picture; the limits are learned for it",
+        ),
+    ] = 0.02
     threshold: Annotated[
         float,
         Meta(
@@ -309,6 +388,15 @@ class HealthSettings(Record, frozen=True):
         Fraction,
         Meta(description="sharpness below this share of the references' median: 'out of focus'"),
     ] = 0.4
+    max_light_change: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=10.0,
+            description="brightness beyond the references' own by more than this share is "
+            "'light changed'",
+        ),
+    ] = 0.3
 
     def faults(self) -> Iterator[Fault]:
         if self.min_brightness >= self.max_brightness:
@@ -330,16 +418,27 @@ class Program(Record, frozen=True):
     resolution: Annotated[
         int, Meta(ge=16, le=2000, description="longest side of the inspected picture in pixels")
     ] = 100
+    light: Annotated[
+        Literal["none", "gain", "local"],
+        Meta(
+            description="none: the light never changes; gain: its brightness may; local: its "
+            "distribution too"
+        ),
+    ] = "gain"
+    alignment: Annotated[AlignmentSettings, Meta(description="adjustment of the part's place")] = (
+        AlignmentSettings()
+    )
     soartc: Annotated[SoartcSettings, Meta(description="parameters of the comparison")] = (
         SoartcSettings()
     )
     method: Annotated[
-        Literal["published", "mean"],
+        Literal["auto", "statistics", "nearest", "published"],
         Meta(
-            description="published: against the average of the references' pictures; "
-            "mean: against the mean of the references' descriptions"
+            description="statistics: against the references' mean and spread at each place; "
+            "nearest: against the nearest reference; published: against the average picture, as "
+            "the method was published; auto: statistics"
         ),
-    ] = "mean"
+    ] = "auto"
     references: Annotated[ReferenceSettings, Meta(description="demands on the references")] = (
         ReferenceSettings()
     )

@@ -78,18 +78,18 @@ class StationState:
             self._tell()
 
     def _tell(self) -> None:
-        before = self._payload.state
+        before = self._payload
         current = min(self._hindrances, key=list(State).index, default=State.JUDGING)
         detail = self._hindrances.get(current, "")
-        changed = current != before
+        changed = current != before.state
         self._payload = msgspec.structs.replace(
             self._payload,
             state=current,
             detail=detail,
             clock_synchronised=clock_synchronised(),
-            since=datetime.now(UTC) if changed else self._payload.since,
+            since=datetime.now(UTC) if changed else before.since,
         )
-        if changed:
+        if changed or detail != before.detail:
             level = logging.WARNING if detail else logging.INFO
             _logger.log(
                 level, "%s%s", current.value.replace("_", " "), f": {detail}" if detail else ""

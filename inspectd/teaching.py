@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
-import numpy as np
 
 from inspectd.camera.files import decode_image
 from inspectd.errors import ImageError, PictureUnreadable, ReferencesError
 from inspectd.imaging import gate, preprocess
 from inspectd.inspector import Inspector
-from inspectd.records import GreyImage, Image
+from inspectd.records import GreyImage, Image, Reason
 from inspectd.references import NewReference, ReferenceStore
 from inspectd.settings import Program, Settings
 
@@ -62,7 +62,9 @@ def teach(
 ) -> Taught:
     """Add the good ones among the candidates to a program's references.
 
-    Sharpness is judged against the median of all of them, those already taught included.
+    The size must be that of the references already taught, or else of most of the candidates.
+    Sharpness is judged against the median of all that are fit otherwise, those already taught
+    included.
 
     Args:
         program: its region of interest is cut out, its health bounds decide.
@@ -72,8 +74,8 @@ def teach(
         progress: called with the number of pictures written so far.
 
     Raises:
-        ReferencesError: the pictures do not fit those already taught, or the store cannot be
-            written.
+        ReferencesError: those already taught were cut with another region of interest, or the
+            store cannot be read or written.
     """
     refused: list[Refusal] = []
     prepared: list[tuple[Candidate, Image, GreyImage]] = []
@@ -83,13 +85,18 @@ def teach(
             prepared.append((candidate, crop, preprocess.grey(crop)))
         except ImageError as error:
             refused.append(Refusal(candidate.name, str(error)))
-    known = [preprocess.grey(reference.pixels) for reference in store.load().pictures]
-    greys = known + [grey for _, _, grey in prepared]
-    usual_focus = float(np.median([gate.focus_measure(grey) for grey in greys])) if greys else None
+    references = store.load()
+    known = [preprocess.grey(reference.pixels) for reference in references.pictures]
+    greys = [grey for _, _, grey in prepared]
+    # References of another region of interest are for the store to refuse, whatever their size.
+    size = _usual_size(known if known and references.roi == program.roi else greys)
+    fit = [grey for grey in known if grey.shape == size]
+    fit += [grey for grey in greys if _doubt(program, grey, size, None) is None]
+    reduced = [preprocess.reduce(grey, program.resolution) for grey in fit]
+    usual = gate.usual(fit, reduced) if fit else None
     accepted = []
     for candidate, crop, grey in prepared:
-        reduced = preprocess.reduce(grey, program.resolution)
-        doubt = gate.judge(gate.measure(grey, reduced, usual_focus), program.health)
+        doubt = _doubt(program, grey, size, usual)
         if doubt:
             refused.append(Refusal(candidate.name, f"{doubt[0]}: {doubt[1]}"))
         else:
@@ -108,6 +115,25 @@ def teach(
         refused=tuple(refused),
         total=len(store.entries()),
     )
+
+
+def _usual_size(pictures: Sequence[GreyImage]) -> tuple[int, ...]:
+    """(height, width) of most of them; of none, nothing."""
+    sizes = Counter(picture.shape for picture in pictures).most_common(1)
+    return sizes[0][0] if sizes else ()
+
+
+def _doubt(
+    program: Program, grey: GreyImage, size: tuple[int, ...], usual: gate.Usual | None
+) -> tuple[Reason, str] | None:
+    """Why a picture is not fit to be a reference; None if it is."""
+    if grey.shape != size:
+        return Reason.WRONG_SIZE, (
+            f"{grey.shape[1]} x {grey.shape[0]} pixels, the others have {size[1]} x {size[0]}; "
+            "take all pictures with one camera mode"
+        )
+    reduced = preprocess.reduce(grey, program.resolution)
+    return gate.judge(gate.measure(grey, reduced, usual), program.health)
 
 
 def teach_files(
@@ -141,12 +167,14 @@ class Lesson:
         references_hash: names the set of references; None without any.
         hindrance: why nothing can PASS, and what to do, for a person; empty when all is well.
         problems: references that were left out, and why.
+        doubts: why the limits are less sure than they could be, and what to do.
     """
 
     inspector: Inspector
     references_hash: str | None = None
     hindrance: str = ""
     problems: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def reference_store(settings: Settings, program: str) -> ReferenceStore:
@@ -168,9 +196,13 @@ def learn_program(settings: Settings, name: str) -> Lesson:
                 f"the references of {name} were cut with another region of interest than the "
                 "program file has now: set roi back, or remove them and teach anew"
             )
-        inspector = Inspector(program, [picture.pixels for picture in references.pictures])
+        inspector = Inspector(
+            program,
+            [picture.pixels for picture in references.pictures],
+            frame=references.anchor.pixels if references.anchor else None,
+        )
     except (ReferencesError, ImageError) as error:
-        return Lesson(Inspector(program, ()), hindrance=str(error))
+        return Lesson(Inspector(program, (), str(error)), hindrance=str(error))
     hindrance = ""
     if inspector.learned is None:
         hindrance = " ".join(
@@ -181,4 +213,5 @@ def learn_program(settings: Settings, name: str) -> Lesson:
                 *references.problems,
             ]
         )
-    return Lesson(inspector, references.hash, hindrance, references.problems)
+    doubts = inspector.learned.warnings if inspector.learned else ()
+    return Lesson(inspector, references.hash, hindrance, references.problems, doubts)

@@ -34,7 +34,7 @@ def trigger_now(
 
 @dataclass(frozen=True, slots=True)
 class Overrun:
-    """A trigger that came when the line was full: to be answered, not judged."""
+    """A trigger that came when the line was full: to be answered in its turn, not judged."""
 
     trigger: Trigger
 
@@ -45,26 +45,29 @@ Work = Trigger | Overrun | Callable[[], None]
 class TriggerLine:
     """The triggers that wait for the one thread that judges, and other work for that thread.
 
-    Every trigger that was put in comes out, in order; beyond the bound it comes out as an
-    `Overrun`, ahead of the others, since nobody need look at its part any more. Work that needs
-    the camera but is no trigger (teaching) goes between two parts.
+    Every trigger that was put in comes out, in order: a consumer that counts parts relies on it.
+    One that came when the line was full comes out as an `Overrun`. Work that needs the camera but
+    is no trigger (teaching) goes between two parts: ahead of those that wait, but however much of
+    it there is, only one piece at a time.
     """
 
     def __init__(self, bound: int) -> None:
         """``bound``: triggers that may wait."""
         self._bound = bound
-        self._triggers: deque[Trigger] = deque()
-        self._overruns: deque[Overrun] = deque()
+        self._parts: deque[Trigger | Overrun] = deque()
+        self._waiting = 0
         self._calls: deque[Callable[[], None]] = deque()
+        self._part_is_next = False
         self._changed = threading.Condition()
 
     def put(self, trigger: Trigger) -> None:
         """Ask for a verdict; never waits."""
         with self._changed:
-            if len(self._triggers) < self._bound:
-                self._triggers.append(trigger)
+            if self._waiting < self._bound:
+                self._waiting += 1
+                self._parts.append(trigger)
             else:
-                self._overruns.append(Overrun(trigger))
+                self._parts.append(Overrun(trigger))
             self._changed.notify()
 
     def call(self, function: Callable[[], None]) -> None:
@@ -76,18 +79,21 @@ class TriggerLine:
     def take(self, timeout_s: float) -> Work | None:
         """The next piece of work, or None after ``timeout_s`` seconds without any."""
         with self._changed:
-            self._changed.wait_for(self._any, timeout_s)
-            for line in (self._overruns, self._calls, self._triggers):
-                if line:
-                    return line.popleft()
-        return None
+            self._changed.wait_for(lambda: self._calls or self._parts, timeout_s)
+            if self._calls and not (self._part_is_next and self._parts):
+                self._part_is_next = True
+                return self._calls.popleft()
+            if not self._parts:
+                return None
+            self._part_is_next = False
+            part = self._parts.popleft()
+            if isinstance(part, Trigger):
+                self._waiting -= 1
+            return part
 
     def wake(self) -> None:
         """Let a waiting `take` return, so that its caller can look whether to stop."""
         self.call(lambda: None)
-
-    def _any(self) -> bool:
-        return bool(self._overruns or self._calls or self._triggers)
 
 
 class IntervalTimer:

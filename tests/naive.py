@@ -108,3 +108,70 @@ def attention(scalar):
         for j in range(cols):
             result[i, j] = math.exp(root * (float(scalar[i, j]) - largest))
     return result / result.sum()
+
+
+def squared_distance(a, b):
+    return sum((float(x) - float(y)) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def nearest(metrics, seen, references, finer=1, tolerance=1):
+    """Squared distance of each patch from the nearest seen patch of any reference within reach.
+
+    metrics (rows, cols, 18), seen (rows, cols); references: the same of each, ``finer`` times as
+    dense. 0 where the picture, or every reference, does not show the patch.
+    """
+    rows, cols = seen.shape
+    squares = np.zeros((rows, cols))
+    for i in range(rows):
+        for j in range(cols):
+            if not seen[i, j] or not any(shown[i * finer, j * finer] for _, shown in references):
+                continue
+            best = math.inf
+            for values, shown in references:
+                for r in range(i * finer - tolerance, i * finer + tolerance + 1):
+                    for c in range(j * finer - tolerance, j * finer + tolerance + 1):
+                        inside = 0 <= r < shown.shape[0] and 0 <= c < shown.shape[1]
+                        if inside and shown[r, c]:
+                            best = min(best, squared_distance(metrics[i, j], values[r, c]))
+            squares[i, j] = best
+    return squares
+
+
+def whitening(references, least_variance):
+    """The matrix that takes the metrics' covariance within the places, pooled, to one."""
+    rows, cols = references[0][1].shape
+    scatter, freedom = np.zeros((18, 18)), 0
+    for i in range(rows):
+        for j in range(cols):
+            here = [values[i, j].astype(float) for values, shown in references if shown[i, j]]
+            for values in here:
+                deviation = values - sum(here) / len(here)
+                scatter += np.outer(deviation, deviation)
+            freedom += max(len(here) - 1, 0)
+    covariance = scatter / freedom + least_variance * np.eye(18)
+    return np.linalg.inv(np.linalg.cholesky(covariance))
+
+
+def squared_spread(references, left_out=None, tolerance=1, side=11, share=0.5):
+    """Mean square distance of the references from each other, round each place and overall.
+
+    The references are whitened; ``left_out`` still counts as a neighbour of the others.
+    """
+    rows, cols = references[0][1].shape
+    total, count = np.zeros((rows, cols)), np.zeros((rows, cols))
+    for index, (values, shown) in enumerate(references):
+        if index == left_out:
+            continue
+        others = [other for position, other in enumerate(references) if position != index]
+        total += nearest(values, shown, others, 1, tolerance)
+        count += shown & np.any([other for _, other in others], axis=0)
+    pooled = total.sum() / count.sum()
+    spread = np.zeros((rows, cols))
+    half = side // 2
+    mirrored = [np.pad(plane, half, mode="symmetric") for plane in (total, count)]
+    for i in range(rows):
+        for j in range(cols):
+            totals, counts = (plane[i : i + side, j : j + side].sum() for plane in mirrored)
+            local = totals / counts if counts else pooled
+            spread[i, j] = share * local + (1 - share) * pooled
+    return spread

@@ -218,7 +218,7 @@ storage:
         ("limit: {threshold: 1e999}", "limit.threshold", "found the number 1e999", "too large"),
         ("limit: {threshold: '1e-3'}", "limit.threshold", "found '1e-3'", "take away the quotes"),
         ("limit:\n  threshold: 0,5", "limit.threshold", "found '0,5'", "write 0.5, with a point"),
-        ("limit: 1.5", "limit", "a group of keys: threshold", "write {threshold: 1.5}"),
+        ("references: 5", "references", "a group of keys: minimum", "write {minimum: 5}"),
         ("limit:\n", "limit", "found nothing", "take this line out"),
         ("limit: [1]", "limit", "found a list", "without the '-'"),
         ("description: on", "description", "found on, which YAML reads as true", 'quotes: "on"'),
@@ -227,9 +227,14 @@ storage:
         ("description: [a]", "description", "expected a text", ""),
         ('description: "a\\0b"', "description", "expected a text", "U+0000"),
         ('description: "\\ud800"', "description", "expected a text", "U+D800"),
-        ("method: publishd", "method", "mean or published", "did you mean published?"),
+        (
+            "method: publishd",
+            "method",
+            "auto, nearest, published or statistics",
+            "did you mean published?",
+        ),
         ("method: 5", "method", "found the number 5", ""),
-        ("method: [mean]", "method", "found a list", ""),
+        ("method: [auto]", "method", "found a list", ""),
         ("roi: [1, 2, 3]", "roi", "a list [x, y, width, height]", ""),
         ("roi: [1, 2, 3, 4, 5]", "roi", "found 5 values", ""),
         ("roi: [1, 2, 0, 4]", "roi[2]", "a whole number of at least 1", ""),
@@ -288,14 +293,14 @@ storage:
         ("---\n", "", "found nothing", ""),
         ("- resolution: 100", "", "found a list", "without the '-'"),
         ("resolution:100", "", "found 'resolution:100'", "a space after the ':'"),
-        ("resolution: 100\n\tmethod: mean", "", "a tab", "indent with spaces"),
-        ("resolution: 100\n  method: mean", "", "a ':' where there can be none", "indented"),
+        ("resolution: 100\n\tmethod: auto", "", "a tab", "indent with spaces"),
+        ("resolution: 100\n  method: auto", "", "a ':' where there can be none", "indented"),
         ("limit:\n    threshold: 1\n  x: 1", "", "does not line up", "same column"),
-        ("method mean\nresolution: 100\n", "", "a ':' where there can be none", ""),
-        ("resolution: 100\nmethod mean\nroi: null", "", "has no ':' after its key", ""),
-        ('method: mean\ndescription: "a\nroi: null', "", "quotes opened here", "same quote"),
-        ("roi: [1, 2\nmethod: mean", "", "the bracket [ opened here", ""),
-        ("limit: {threshold: 1\nmethod: mean", "", "the brace { opened here", ""),
+        ("method auto\nresolution: 100\n", "", "a ':' where there can be none", ""),
+        ("resolution: 100\nmethod auto\nroi: null", "", "has no ':' after its key", ""),
+        ('method: auto\ndescription: "a\nroi: null', "", "quotes opened here", "same quote"),
+        ("roi: [1, 2\nmethod: auto", "", "the bracket [ opened here", ""),
+        ("limit: {threshold: 1\nmethod: auto", "", "the brace { opened here", ""),
         ("description: @a", "", "must be in quotes", ""),
         ("description: *", "", "must be in quotes", ""),
         ("description: > 5 mm", "", "must be in quotes", ""),
@@ -322,12 +327,12 @@ def test_each_mistake_is_one_problem_in_plain_words(text, key, message, hint):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('method: mean\ndescription: "a\nroi: null', 2),
-        ("method: mean\nroi: [1, 2\nlimit: {}\n", 2),
-        ("method: mean\n\n\tx: 1", 3),
-        ("method: mean\n---\nx: 1", 2),
-        ("method: mean\ndescription: a\x07", 2),
-        ('method: mean\ndescription: "\\U00110000"', 2),
+        ('method: auto\ndescription: "a\nroi: null', 2),
+        ("method: auto\nroi: [1, 2\nlimit: {}\n", 2),
+        ("method: auto\n\n\tx: 1", 3),
+        ("method: auto\n---\nx: 1", 2),
+        ("method: auto\ndescription: a\x07", 2),
+        ('method: auto\ndescription: "\\U00110000"', 2),
     ],
 )
 def test_a_mistake_of_syntax_is_named_where_it_begins(text, line):
@@ -498,7 +503,7 @@ def test_a_folder_of_programs_that_is_a_file(tmp_path):
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     path = tmp_path / "block.yaml"
-    path.write_bytes(b"\xef\xbb\xbfresolution: 50\r\nmethod: mean\r\n")
+    path.write_bytes(b"\xef\xbb\xbfresolution: 50\r\nmethod: auto\r\n")
     assert config.load_program(path) == Program(resolution=50)
     path.write_bytes(b"\xef\xbb\xbfresolution: 50\r\nmethod: x\r\n")
     with pytest.raises(SettingsError) as caught:

@@ -66,10 +66,14 @@ def test_noise_is_not_taken_for_sharpness(sigma):
     assert gate.focus_measure(noisy) == pytest.approx(gate.focus_measure(picture), rel=0.05)
 
 
+def usual(*pictures):
+    return gate.usual(pictures, [preprocess.reduce(picture, 100) for picture in pictures])
+
+
 def test_a_blurred_noisy_picture_is_out_of_focus():
     """What the energy of the Laplacian, for one, would let through."""
     picture = shapes()
-    reference = gate.focus_measure(with_noise(picture, 6, seed=3))
+    reference = usual(with_noise(picture, 6, seed=3))
     noisy = with_noise(blurred(picture, 6), 6, seed=4)
     health = gate.measure(noisy, preprocess.reduce(noisy, 100), reference)
     verdict = gate.judge(health, BOUNDS)
@@ -107,10 +111,35 @@ def test_measure_gives_brightness_and_contrast_of_the_reduced_picture():
 
 def test_measure_compares_the_focus_with_the_references():
     picture = shapes()
-    focus = gate.focus_measure(picture)
     reduced = preprocess.reduce(picture, 100)
-    assert gate.measure(picture, reduced, focus * 2).focus_ratio == pytest.approx(0.5)
-    assert gate.measure(picture, reduced, 0.0).focus_ratio is None
+    references = usual(picture)
+    sharper = replace(references, focus=2 * references.focus)
+    assert gate.measure(picture, reduced, sharper).focus_ratio == pytest.approx(0.5)
+    flat = replace(references, focus=0.0)
+    assert gate.measure(picture, reduced, flat).focus_ratio is None
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.9, 1.0, 1.1, 1.5])
+def test_measure_compares_the_light_with_the_references(gain):
+    references = usual(*(np.rint(shapes() * (light / 2)).astype(np.uint8) for light in (0.9, 1.1)))
+    picture = np.rint(shapes() * (gain / 2)).astype(np.uint8)
+    health = gate.measure(picture, preprocess.reduce(picture, 100), references)
+    assert health.light_ratio == pytest.approx(gain, rel=0.03)
+    assert health.usual_light == pytest.approx((0.9, 1.1), rel=0.03)
+
+
+def test_a_missing_part_is_no_change_of_light():
+    references = usual(shapes())
+    without = shapes().copy()
+    without[:, : without.shape[1] // 4] = 40
+    assert gate.measure(without, preprocess.reduce(without, 100), references).light_ratio == (
+        pytest.approx(1.0, abs=0.05)
+    )
+
+
+def test_clipped_references_say_nothing_of_the_light():
+    white = np.full((60, 80), 255, np.uint8)
+    assert gate.measure(white, white, usual(white)).light_ratio == 1.0
 
 
 @pytest.mark.parametrize(
@@ -123,6 +152,21 @@ def test_measure_compares_the_focus_with_the_references():
         (replace(FIT, brightness=float("nan")), Reason.TOO_DARK, "nan"),
         (replace(FIT, contrast=float("nan")), Reason.NO_CONTRAST, "nan"),
         (replace(FIT, focus_ratio=float("nan")), Reason.OUT_OF_FOCUS, "nan"),
+        (
+            replace(FIT, light_ratio=1.5, usual_light=(0.9, 1.1)),
+            Reason.LIGHT_CHANGED,
+            r"1\.50 times as bright .*0\.90 to 1\.10 .*0\.69 to 1\.43 allowed",
+        ),
+        (
+            replace(FIT, light_ratio=0.68, usual_light=(0.9, 1.1)),
+            Reason.LIGHT_CHANGED,
+            r"0\.68 times as bright",
+        ),
+        (
+            replace(FIT, light_ratio=float("nan"), usual_light=(0.9, 1.1)),
+            Reason.LIGHT_CHANGED,
+            "nan",
+        ),
     ],
 )
 def test_judge_gives_reason_and_figures(health, reason, figure):
@@ -162,10 +206,12 @@ def test_photographs_pass_and_their_blurred_copies_do_not(part):
         pytest.skip(f"the photographs are not there: {folder}")
     good = [cv2.imread(str(path), 0) for path in sorted((folder / "good").glob("*"))[:10]]
     tested = [cv2.imread(str(path), 0) for path in sorted((folder / "test").glob("*/*"))]
-    reference = float(np.median([gate.focus_measure(picture) for picture in good]))
+    reference = usual(*good)
+    # The light of the hand-held pictures changes by half.
+    bounds = HealthSettings(max_light_change=0.6)
 
     def judged(picture):
-        return gate.judge(gate.measure(picture, preprocess.reduce(picture, 100), reference), BOUNDS)
+        return gate.judge(gate.measure(picture, preprocess.reduce(picture, 100), reference), bounds)
 
     assert tested
     assert [judged(picture) for picture in tested] == [None] * len(tested)

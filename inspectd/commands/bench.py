@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -214,8 +215,8 @@ def time_case(case: Case, rounds: int, advance: Callable[[], None]) -> list[Timi
             metrics = way.stage1(image)
             times[way.name].append(
                 (
-                    timed(lambda way=way: way.stage1(image), repeats),  # type: ignore[misc]
-                    timed(lambda way=way, metrics=metrics: way.stage2(metrics), repeats),  # type: ignore[misc]
+                    timed(partial(way.stage1, image), repeats),
+                    timed(partial(way.stage2, metrics), repeats),
                 )
             )
             advance()

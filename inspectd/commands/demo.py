@@ -83,8 +83,11 @@ def demo(*, parts: int, defect_rate: float, references: int, seed: int, output: 
         output: folder for the heatmaps and the contact sheet.
 
     Raises:
-        InspectdError: there is no Mosquitto, or the service did not start or answer.
+        InspectdError: there is no Mosquitto, the output folder cannot be made, or the service did
+            not start or answer.
     """
+    end_like_ctrl_c()
+    make_folder(output)
     with tempfile.TemporaryDirectory(prefix="inspectd-demo-") as folder:
         work = Path(folder)
         work.chmod(0o755)  # a broker that root starts becomes another user
@@ -99,8 +102,8 @@ def demo(*, parts: int, defect_rate: float, references: int, seed: int, output: 
             topics = Topics(STATION)
             with Subscriber(HOST, broker.port, f"{topics.base}/#") as subscriber:
                 typer.echo(f"service   inspectd run -c {station}")
-                with running_service(station, work / "service.log"):
-                    wait_until_online(subscriber, topics, work / "service.log")
+                with running_service(station, work / "service.log") as service:
+                    wait_until_online(subscriber, topics, service, work / "service.log")
                     typer.echo(f"judging   {parts} parts, one request/trigger each\n")
                     outcomes = judge_parts(subscriber, settings, parts, output)
     print_confusion(outcomes)
@@ -109,6 +112,21 @@ def demo(*, parts: int, defect_rate: float, references: int, seed: int, output: 
     typer.echo(f"heatmaps       {output}/part-NNNN.png, as received by MQTT")
     typer.echo(f"contact sheet  {sheet}")
     return 0
+
+
+def end_like_ctrl_c() -> None:
+    """Let SIGTERM, and the end of the terminal, clean up as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, signal.default_int_handler)
+
+
+def make_folder(output: Path) -> None:
+    """Raises PermanentError."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermanentError(f"cannot make the folder {output}: {error.strerror}") from error
 
 
 def write_settings(work: Path, port: int, seed: int, defect_rate: float) -> Path:
@@ -133,7 +151,7 @@ def write_settings(work: Path, port: int, seed: int, defect_rate: float) -> Path
 
 
 @contextmanager
-def running_service(station: Path, log: Path) -> Iterator[None]:
+def running_service(station: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The service as a process of its own; stopped in order however this ends."""
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -144,7 +162,7 @@ def running_service(station: Path, log: Path) -> Iterator[None]:
             process_group=0,  # Ctrl-C is for the demonstration, which then stops the service
         )
     try:
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -154,10 +172,12 @@ def running_service(station: Path, log: Path) -> Iterator[None]:
             process.wait()
 
 
-def wait_until_online(subscriber: Subscriber, topics: Topics, log: Path) -> None:
+def wait_until_online(
+    subscriber: Subscriber, topics: Topics, service: subprocess.Popen[bytes], log: Path
+) -> None:
     """Raises PermanentError with the service's log if it does not come up."""
     give_up_at = time.monotonic() + START_S
-    while time.monotonic() < give_up_at:
+    while service.poll() is None and time.monotonic() < give_up_at:
         message = subscriber.receive(1.0)
         if message == (topics.availability, b"online"):
             return
@@ -173,7 +193,6 @@ def judge_parts(
     Raises:
         PermanentError: a request stays without verdict.
     """
-    output.mkdir(parents=True, exist_ok=True)
     camera = settings.station.camera
     assert isinstance(camera, SimulatedCamera)
     topics = Topics(settings.station.station)

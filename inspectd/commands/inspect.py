@@ -78,13 +78,26 @@ def inspect(path: Path, program: str, images: list[Path], *, as_json: bool, outp
 
 
 def expanded(images: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Each file with the heatmap's name; folders give all their images."""
+    """Each file with a name for its heatmap, no two alike; folders give all their images."""
+    taken: set[Path] = set()
+    for file, place in image_files(images):
+        heatmap = place.with_name(f"{place.name}.heatmap.png")
+        number = 1
+        while heatmap in taken:
+            number += 1
+            heatmap = place.with_name(f"{place.name}.{number}.heatmap.png")
+        taken.add(heatmap)
+        yield file, heatmap
+
+
+def image_files(images: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each file with its place: within the folder that was given, or its mere name."""
     for image in images:
         if image.is_dir():
             for file in find_images(image):
-                yield image / file, file.with_name(f"{file.name}.heatmap.png")
+                yield image / file, file
         else:
-            yield image, Path(f"{image.name}.heatmap.png")
+            yield image, Path(image.name)
 
 
 def inspect_one(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -22,6 +23,7 @@ from inspectd.errors import ControlError, PermanentError
 from inspectd.settings import Settings
 from inspectd.teaching import (
     Candidate,
+    Refusal,
     Taught,
     learn_program,
     reference_store,
@@ -46,22 +48,25 @@ def teach_from_folder(path: Path, program: str, folder: Path) -> int:
     files = find_images(folder)
     if not files:
         raise PermanentError(f"{folder}: no image files there")
-    names = [picture_name(file) for file in files]
     with progress_bar() as progress:
         reading = progress.add_task("reading", total=len(files))
-        contents = []
+        pictures: list[tuple[str, bytes]] = []
+        unreadable: list[Refusal] = []
         for file in files:
-            contents.append((folder / file).read_bytes())
+            try:
+                pictures.append((picture_name(file), (folder / file).read_bytes()))
+            except OSError as error:
+                reason = f"cannot be read: {error.strerror}"
+                unreadable.append(Refusal(picture_name(file), reason))
             progress.advance(reading)
-        handing = progress.add_task("teaching", total=len(files))
+        handing = progress.add_task("teaching", total=len(pictures))
 
         def advance(count: int) -> None:
             progress.update(handing, completed=count)
 
-        headers = [
-            PictureHeader(name, len(content)) for name, content in zip(names, contents, strict=True)
-        ]
+        headers = [PictureHeader(name, len(content)) for name, content in pictures]
         request = TeachRequest(program=program, pictures=tuple(headers))
+        contents = [content for _, content in pictures]
         reply = ask(settings.control_socket, request, contents, advance)
         taught = (
             taught_of(reply)
@@ -69,11 +74,12 @@ def teach_from_folder(path: Path, program: str, folder: Path) -> int:
             else teach_files(
                 settings.programs[program],
                 reference_store(settings, program),
-                list(zip(names, contents, strict=True)),
+                pictures,
                 settings.hash,
                 advance,
             )
         )
+    taught = msgspec.structs.replace(taught, refused=(*unreadable, *taught.refused))
     return report(taught, settings, program)
 
 
@@ -168,8 +174,9 @@ def load_for(path: Path, program: str) -> Settings:
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error that leaves nothing behind."""
-    return Progress(console=Console(stderr=True), transient=True)
+    """A bar on standard error that leaves nothing behind; none where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def taught_of(reply: Reply) -> Taught:
@@ -189,7 +196,9 @@ def report(taught: Taught, settings: Settings, program: str) -> int:
         f"{program}: {len(taught.added)} pictures added, {len(taught.refused)} refused, "
         f"{taught.total} references now"
     )
-    hindrance = learn_program(settings, program).hindrance
-    if hindrance:
-        typer.echo(f"not ready to judge: {hindrance}", err=True)
+    lesson = learn_program(settings, program)
+    if lesson.hindrance:
+        typer.echo(f"not ready to judge: {lesson.hindrance}", err=True)
+    for problem in (*lesson.problems, *lesson.doubts):
+        typer.echo(problem, err=True)
     return 1 if taught.refused else 0

@@ -1,18 +1,23 @@
-"""Is the picture itself fit to be judged? Brightness, contrast and focus, apart from the part."""
+"""Is the picture itself fit to be judged? Brightness, contrast, focus and light, not the part."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from inspectd.records import GreyImage, PictureHealth, Reason
+from inspectd.records import FloatMap, GreyImage, PictureHealth, Reason
 from inspectd.settings import HealthSettings
 
 _FOCUS_SIDE = 1024
 """Focus is measured on the picture halved until its longest side is at most this."""
 _FOCUS_HALVINGS = 3
 """The coarse slopes are taken at a scale of 2 to the power of this."""
+_BLACK, _CLIPPED = 13, 242
+"""Grey levels between which a pixel follows the light."""
 _SMALLEST_SIDE = 4
 """A slope needs 3 pixels in a row, a common one a second row."""
 
@@ -55,14 +60,56 @@ def focus_measure(picture: GreyImage) -> float:
     return max(0.0, _mean_common_slope(picture)) * scale / coarse_slope
 
 
-def measure(picture: GreyImage, reduced: GreyImage, reference_focus: float | None) -> PictureHealth:
+@dataclass(frozen=True, slots=True, eq=False)
+class Usual:
+    """What the references' pictures are like.
+
+    Attributes:
+        focus: median sharpness.
+        picture: float32 (height, width), their mean, reduced, in grey levels.
+        comparable: bool (height, width), where the mean is neither black nor clipped.
+        light: least and largest `light_ratio` among them.
+    """
+
+    focus: float
+    picture: FloatMap
+    comparable: NDArray[np.bool_]
+    light: tuple[float, float]
+
+
+def usual(pictures: Sequence[GreyImage], reduced: Sequence[GreyImage]) -> Usual:
+    """What good parts' pictures are like.
+
+    Args:
+        pictures: one or more, uint8 (height, width), before the reduction.
+        reduced: the same reduced.
+    """
+    mean: FloatMap = np.stack(reduced).mean(axis=0, dtype=np.float32)
+    comparable: NDArray[np.bool_] = (mean > _BLACK) & (mean < _CLIPPED)
+    ratios = [light_ratio(picture, mean, comparable) for picture in reduced]
+    focus = float(np.median([focus_measure(picture) for picture in pictures]))
+    return Usual(focus, mean, comparable, (min(ratios), max(ratios)))
+
+
+def light_ratio(reduced: GreyImage, mean: FloatMap, comparable: NDArray[np.bool_]) -> float:
+    """How bright a picture is against the references' mean: the median over its pixels.
+
+    A median, because a part that is missing or foreign changes fewer than half of them; over those
+    that are neither black nor clipped, because only they follow the light. 1.0 without any.
+    """
+    if not comparable.any():
+        return 1.0
+    return float(np.median(reduced[comparable] / mean[comparable]))
+
+
+def measure(picture: GreyImage, reduced: GreyImage, references: Usual | None) -> PictureHealth:
     """Measure a picture's health.
 
     Args:
         picture: uint8 (height, width), the grey region of interest before the reduction.
         reduced: uint8, the same reduced.
-        reference_focus: the median `focus_measure` of the references; None (or 0, when they have
-            no slopes to measure) leaves the focus uncompared.
+        references: what they are like; None without any. Focus stays uncompared where they have no
+            slopes to measure.
     """
     mean, deviation = cv2.meanStdDev(reduced)
     focus = focus_measure(picture)
@@ -70,15 +117,20 @@ def measure(picture: GreyImage, reduced: GreyImage, reference_focus: float | Non
         brightness=float(mean[0, 0]) / 255.0,
         contrast=float(deviation[0, 0]) / 255.0,
         focus=focus,
-        focus_ratio=focus / reference_focus if reference_focus else None,
+        focus_ratio=focus / references.focus if references and references.focus else None,
+        light_ratio=light_ratio(reduced, references.picture, references.comparable)
+        if references
+        else None,
+        usual_light=references.light if references else None,
     )
 
 
 def judge(health: PictureHealth, bounds: HealthSettings) -> tuple[Reason, str] | None:
     """Why the picture is not fit to be judged, with the figures for a person; None if it is.
 
-    The first that applies of: too dark, too bright, no contrast, out of focus. Focus is judged
-    only where there are references to compare with. A figure that is no number is never fit.
+    The first that applies of: too dark, too bright, no contrast, out of focus, light changed. The
+    last two are judged only where there are references to compare with. A figure that is no number
+    is never fit.
     """
     if not health.brightness >= bounds.min_brightness:
         return Reason.TOO_DARK, (
@@ -100,6 +152,15 @@ def judge(health: PictureHealth, bounds: HealthSettings) -> tuple[Reason, str] |
             f"sharpness {health.focus_ratio:.2f} of the references' median, at least "
             f"{bounds.min_focus:g} needed; check focus, lens and motion of the part"
         )
+    if health.light_ratio is not None and health.usual_light is not None:
+        low, high = health.usual_light
+        allowed = 1.0 + bounds.max_light_change
+        if not low / allowed <= health.light_ratio <= high * allowed:
+            return Reason.LIGHT_CHANGED, (
+                f"{health.light_ratio:.2f} times as bright as the references on average "
+                f"({low:.2f} to {high:.2f} among themselves, {low / allowed:.2f} to "
+                f"{high * allowed:.2f} allowed); check lamp, exposure and gain"
+            )
     return None
 
 

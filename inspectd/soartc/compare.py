@@ -12,6 +12,10 @@ from inspectd.errors import ImageError
 from inspectd.records import FloatMap
 from inspectd.soartc import kernels
 
+Described = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""A described picture: planes float32 (6, 3, rows, cols), and the patches that lie wholly in the
+picture, bool (rows, cols)."""
+
 WEIGHTS = (1.0, 5.0, 10.0)
 """Production's weights of the distances by ln beta, eta and gamma (SPEC.md, "Stage 2")."""
 
@@ -101,6 +105,20 @@ class Comparison:
         shape = reference.shape[2:]
         self._distances = np.empty((3, *shape), np.float32)
         self._scalar = np.empty(shape, np.float32)
+
+    def distances(
+        self, planes: NDArray[np.float32], seen: NDArray[np.bool_], out: FloatMap
+    ) -> None:
+        """The scalar map; 0 where nothing was seen.
+
+        Args:
+            planes: float32 (6, 3, rows, cols) of the inspected picture, contiguous.
+            seen: bool (rows, cols), the patches that lie wholly in the picture.
+            out: float32 (rows, cols); written.
+        """
+        kernels.minkowski(planes, self._reference, self._p, self._distances)
+        np.einsum("m,mrc->rc", self._weights, self._distances, out=out)
+        np.multiply(out, seen, out=out)
 
     def smoothed_map(self, planes: NDArray[np.float32]) -> FloatMap:
         """The scalar map averaged over 3 x 3 patches, so that one patch's noise is no defect.

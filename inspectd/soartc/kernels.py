@@ -4,34 +4,15 @@ Nothing is validated here (the wrappers beside this module do that) and nothing 
 caller owns the work arrays, so that judging a frame needs no memory. All kernels are serial and
 release the GIL. Metrics lie as planes, (6 parts, 3 metrics, rows, cols): each inner loop then runs
 along a row of patches over contiguous memory, which is what lets the compiler vectorise it.
-
-Fast arithmetic here means contraction, reassociation and approximate reciprocals only: NaN and
-infinity keep their meaning, and finiteness is still checked outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 
-FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def kernel(function: Function) -> Function:
-    """Compile at the first call, once for all starts of the service."""
-    compiled = njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
-    return cast("Function", compiled)
-
-
-def inline(function: Function) -> Function:
-    """Compile into the kernels that call it."""
-    compiled = njit(inline="always", fastmath=FASTMATH, error_model="numpy")(function)
-    return cast("Function", compiled)
-
+from inspectd.jit import inline, kernel
 
 EPSILON = np.float32(1e-4)
 """e of SPEC.md, "Stage 1"."""
@@ -211,3 +192,105 @@ def minkowski(metrics: Any, reference: Any, p: float, out: Any) -> None:
             else:
                 for column in range(cols):
                     total[column] = total[column] ** root
+
+
+@kernel
+def add_scatter(metrics: Any, mean: Any, valid: Any, scatter: Any) -> None:
+    """Add one reference's outer product of deviations, patch by patch.
+
+    Args:
+        metrics: float32 (18, n), a reference's metrics at n patches.
+        mean: float32 (18, n), the references' mean.
+        valid: float32 (n,), 1 where the reference counts, else 0.
+        scatter: float64 (171, n), the lower triangle row by row; added to.
+    """
+    index = 0
+    for first in range(metrics.shape[0]):
+        for second in range(first + 1):
+            total = scatter[index]
+            a, b = metrics[first], metrics[second]
+            mean_a, mean_b = mean[first], mean[second]
+            for patch in range(valid.shape[0]):
+                total[patch] += valid[patch] * (
+                    (a[patch] - mean_a[patch]) * (b[patch] - mean_b[patch])
+                )
+            index += 1
+
+
+@kernel
+def mahalanobis(metrics: Any, mean: Any, factors: Any, work: Any, out: Any) -> None:
+    """The squared Mahalanobis distance of every patch from the references' mean.
+
+    Args:
+        metrics: float32 (18, n).
+        mean: float32 (18, n).
+        factors: float32 (171, n), for each patch the lower triangle L, row by row, with
+            L^T L the inverse of the covariance.
+        work: float32 (19, block): so many patches go through at a time, few enough to stay in the
+            processor's nearest memory.
+        out: float32 (n,); written.
+    """
+    kinds, patches = metrics.shape
+    block = work.shape[1]
+    for start in range(0, patches, block):
+        count = min(block, patches - start)
+        square = out[start : start + count]
+        square[:] = np.float32(0.0)
+        for kind in range(kinds):
+            here, there, deviation = metrics[kind, start:], mean[kind, start:], work[kind]
+            for patch in range(count):
+                deviation[patch] = here[patch] - there[patch]
+        index = 0
+        projected = work[kinds]
+        for first in range(kinds):
+            projected[:count] = np.float32(0.0)
+            for second in range(first + 1):
+                factor, deviation = factors[index, start:], work[second]
+                for patch in range(count):
+                    projected[patch] += factor[patch] * deviation[patch]
+                index += 1
+            for patch in range(count):
+                square[patch] += projected[patch] * projected[patch]
+
+
+@kernel
+def nearest(metrics: Any, references: Any, candidates: Any, work: Any, out: Any) -> None:
+    """The squared Euclidean distance of every patch from the nearest of its candidates.
+
+    Patches lie in rows of one pitch, flat, so that a neighbour is a fixed number of places away
+    and no edge needs a case of its own: between the rows the references hold what is far away.
+
+    Args:
+        metrics: float32 (18, n).
+        references: float32 (m, 18, n + margin), margin at least the largest offset; metrics that
+            no patch may match are far away.
+        candidates: int64 (k, 2): reference, and how many places further on its patch lies.
+        work: float32 (block,): so many patches go through at a time, few enough to stay in the
+            processor's nearer memory.
+        out: float32 (n,); written. Infinite if there are no candidates.
+    """
+    kinds, patches = metrics.shape
+    block = work.shape[0]
+    for start in range(0, patches, block):
+        count = min(block, patches - start)
+        best = out[start : start + count]
+        best[:] = np.float32(np.inf)
+        for index in range(candidates.shape[0]):
+            reference, offset = candidates[index]
+            there = start + offset
+            work[:count] = np.float32(0.0)
+            # Three at a time: fewer trips through the work array, and few enough arrays for the
+            # compiler to see that none overlaps it, or it would not vectorise.
+            for kind in range(0, kinds, 3):
+                x0, y0 = metrics[kind, start:], references[reference, kind, there:]
+                x1, y1 = metrics[kind + 1, start:], references[reference, kind + 1, there:]
+                x2, y2 = metrics[kind + 2, start:], references[reference, kind + 2, there:]
+                for patch in range(count):
+                    d0, d1, d2 = (
+                        x0[patch] - y0[patch],
+                        x1[patch] - y1[patch],
+                        x2[patch] - y2[patch],
+                    )
+                    work[patch] += d0 * d0 + d1 * d1 + d2 * d2
+            for patch in range(count):
+                best[patch] = min(best[patch], work[patch])

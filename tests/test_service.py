@@ -1,0 +1,523 @@
+"""The service as its users meet it: a process, a real broker, pictures; nothing replaced."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from broker import Subscriber, eventually, payloads
+from station import (
+    PROGRAM,
+    SIMULATED,
+    TOPICS,
+    Station,
+    cut_short,
+    decoded,
+    hanging,
+    request,
+    verdicts,
+    wait_for_state,
+    wait_for_verdicts,
+    wait_until,
+    wait_until_available,
+    write_pictures,
+)
+
+from inspectd import config
+from inspectd.commands.private_broker import PrivateBroker
+from inspectd.service import Service
+
+ON_REQUEST = "{source: mqtt}"
+EVERY_PICTURE = "{source: continuous}"
+Subscribe = Callable[[PrivateBroker], Subscriber]
+
+
+@pytest.fixture
+def make_station(tmp_path: Path) -> Iterator[Callable[..., Station]]:
+    """Makes the station; ends its services whatever happens."""
+    made: list[Station] = []
+
+    def make(**settings) -> Station:
+        made.append(Station(tmp_path / "station", **settings))
+        return made[-1]
+
+    yield make
+    for station in made:
+        station.clean_up()
+
+
+def gapless(seqs: list[int]) -> bool:
+    return seqs == list(range(1, len(seqs) + 1))
+
+
+def inspectd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "inspectd", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# ---- a recording ---------------------------------------------------------------------------------
+
+
+def test_a_recording_gets_one_verdict_a_picture_and_a_restart_counts_on(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera="{driver: replay, path: parts, rate: 50}", trigger=EVERY_PICTURE, port=broker.port
+    )
+    station.teach()
+    write_pictures(station.folder / "parts", range(20, 28))
+    cut_short(station.folder / "parts" / "23.png")
+    readable = [f"{number}.png" for number in range(20, 28) if number != 23]
+
+    service = station.start()
+    assert service.wait() == 0, service.log
+    assert "23.png is cut short" in service.log
+
+    judged = wait_for_verdicts(subscriber, len(readable))
+    assert [verdict["frame"] for verdict in judged] == readable
+    assert gapless([verdict["seq"] for verdict in judged])
+    assert {verdict["settings_hash"] for verdict in judged} == {config.load(station.file).hash}
+    assert all(sent for _, _, sent in station.rows())
+    assert len(station.rows()) == len(readable)
+
+    said = payloads(subscriber.received(TOPICS.availability))
+    assert said[0] == said[-1] == b"offline"
+    assert [
+        state for state, before in zip(said, [b"", *said], strict=False) if state != before
+    ] == [
+        b"offline",
+        b"online",
+        b"offline",
+    ]
+    results = payloads(subscriber.received(TOPICS.result))
+    assert results == [f"{v['verdict']} {v['seq']}".encode() for v in judged]
+    states = decoded(subscriber, TOPICS.state)
+    assert [state["state"] for state in states if state["state"] == "judging"]
+    assert states[-1]["state"] == "stopping"
+    assert states[-1]["settings_hash"] == config.load(station.file).hash
+    assert states[-1]["references"] == 8
+
+    # Pictures may be left out when parts come fast, but never those of the last part.
+    heatmap = subscriber.received(TOPICS.heatmap)[-1]
+    assert heatmap.payload.startswith(b"\x89PNG\r\n\x1a\n")
+    assert dict(heatmap.properties.UserProperty)["id"] == judged[-1]["id"]
+    assert subscriber.received(TOPICS.heatmap_id)[-1].payload.decode() == judged[-1]["id"]
+    values = decoded(subscriber, TOPICS.map)[-1]
+    assert (values["id"], values["seq"]) == (judged[-1]["id"], judged[-1]["seq"])
+    assert max(values["values"]) == pytest.approx(judged[-1]["score"], abs=1e-3)
+
+    assert station.start().wait() == 0
+    both = wait_for_verdicts(subscriber, 2 * len(readable))
+    assert gapless([verdict["seq"] for verdict in both])
+    assert len({verdict["journal_id"] for verdict in both}) == 1
+    assert len({verdict["boot_id"] for verdict in both}) == 2
+    assert not any(verdict["historical"] for verdict in both)
+
+
+def test_triggers_of_the_station_itself_end_with_the_recording(
+    make_station: Callable[..., Station], broker: PrivateBroker
+):
+    # Twice as many triggers as pictures: at the end some wait, and no part is there for them.
+    station = make_station(
+        camera="{driver: replay, path: parts, rate: 10}",
+        trigger="{source: interval, interval_s: 0.05}",
+        port=broker.port,
+        extra="queue: 100\n",
+    )
+    station.teach()
+    write_pictures(station.folder / "parts", range(20, 25))
+    service = station.start()
+    assert service.wait() == 0, service.log
+    assert len(station.rows()) == 5, service.log
+
+
+def test_a_request_after_the_end_of_the_recording_is_answered(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera="{driver: replay, path: parts}", trigger=ON_REQUEST, port=broker.port
+    )
+    station.teach()
+    write_pictures(station.folder / "parts", [20])
+    service = station.start()
+    wait_until_available(subscriber)
+    for part in ("first", "second"):
+        request(subscriber, {"part_id": part})
+    assert service.wait() == 0, service.log
+    first, second = (
+        answer["verdict"] for answer in decoded(subscriber, TOPICS.response("trigger"))
+    )
+    assert (first["part_id"], first["frame"]) == ("first", "20.png")
+    assert (second["part_id"], second["verdict"]) == ("second", "NOT_JUDGED")
+    assert second["reason"] == "camera lost"
+    assert "has come to its end" in second["detail"]
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+def test_requests(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST, port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    answers = TOPICS.response("trigger")
+
+    request(subscriber, {"part_id": "A-1", "transaction": "t1"}, correlation_data=b"\x00\x01")
+    (message,) = subscriber.wait_for(answers)
+    assert message.properties.CorrelationData == b"\x00\x01"
+    first = json.loads(message.payload)
+    assert (first["request"], first["transaction"], first["ok"]) == ("trigger", "t1", True)
+    (verdict,) = wait_for_verdicts(subscriber, 1)
+    assert first["verdict"] == verdict
+    assert (verdict["part_id"], verdict["transaction"], verdict["trigger"]) == ("A-1", "t1", "mqtt")
+
+    # The requester may choose where to be answered, and may ask without a word.
+    request(subscriber, response_topic="plc/7/answers", correlation_data=b"7")
+    (message,) = subscriber.wait_for("plc/7/answers")
+    assert message.properties.CorrelationData == b"7"
+    assert json.loads(message.payload)["verdict"]["seq"] == 2
+    assert len(subscriber.received(answers)) == 1
+
+    # Asked again, it answers again, and judges no other part.
+    request(subscriber, {"part_id": "A-1", "transaction": "t1"})
+    subscriber.wait_for(answers, 2)
+    assert decoded(subscriber, answers)[1] == first
+
+    wrong = {
+        b"nonsense": "JSON",
+        b'{"part_id": 5}': "part_id",
+        b'{"part": "A-2"}': "part",
+        b'{"part_id": "\xff\xfe"}': "utf-8",
+        b"null": "object",
+    }
+    for payload in wrong:
+        request(subscriber, payload, correlation_data=payload)
+    for message in subscriber.wait_for(answers, 2 + len(wrong))[2:]:
+        answer = json.loads(message.payload)
+        assert not answer["ok"]
+        assert answer["verdict"] is None
+        assert wrong[message.properties.CorrelationData] in answer["error"]
+    request(subscriber, name="trigegr")
+    subscriber.wait_for(TOPICS.response("trigegr"))
+    (answer,) = decoded(subscriber, TOPICS.response("trigegr"))
+    assert not answer["ok"]
+    assert "known is: trigger" in answer["error"]
+    assert len(station.rows()) == 2
+
+    # Another service of the same station is refused, and does not disturb this one.
+    second = inspectd("run", "-c", station.file)
+    assert second.returncode == 1
+    assert "in use by process" in second.stderr
+
+    assert service.stop() == 0, service.log
+    assert "Traceback" not in service.log
+
+    request(subscriber, {"part_id": "old", "transaction": "t2"}, retain=True)
+    service = station.start()
+    wait_until_available(subscriber, 2)
+    seen = 2 + len(wrong)
+    subscriber.wait_for(answers, seen + 1)
+    answer = decoded(subscriber, answers)[seen]
+    assert (answer["ok"], answer["transaction"]) == (False, "t2")
+    assert "retain" in answer["error"]
+    request(subscriber, {"transaction": "t1"})
+    subscriber.wait_for(answers, seen + 2)
+    assert decoded(subscriber, answers)[seen + 1] == first
+    assert len(station.rows()) == 2
+    assert service.stop() == 0
+
+
+def test_every_trigger_of_a_burst_is_answered(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera=SIMULATED % 2, trigger=ON_REQUEST, port=broker.port, extra="queue: 1\n"
+    )
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    parts = [f"part-{number}" for number in range(6)]
+    for part in parts:
+        request(subscriber, {"part_id": part})
+    subscriber.wait_for(TOPICS.response("trigger"), len(parts))
+    answered = [answer["verdict"] for answer in decoded(subscriber, TOPICS.response("trigger"))]
+    assert [verdict["part_id"] for verdict in answered] == parts
+    assert gapless([verdict["seq"] for verdict in answered])
+    overrun = [verdict for verdict in answered if verdict["reason"] == "overrun"]
+    assert len(overrun) >= 3
+    assert {verdict["verdict"] for verdict in overrun} == {"NOT_JUDGED"}
+    assert all(verdict["frame"] is None for verdict in overrun)
+    assert service.stop() == 0
+
+
+# ---- stopping ------------------------------------------------------------------------------------
+
+
+def test_sigterm_while_the_broker_hangs_loses_nothing(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera=SIMULATED % 1000,
+        trigger="{source: interval, interval_s: 0.03}",
+        port=broker.port,
+        extra="queue: 4\n",
+    )
+    station.teach()
+    service = station.start()
+    wait_for_verdicts(subscriber, 5)
+    with hanging(broker):
+        known = len(station.rows())
+        assert eventually(lambda: len(station.rows()) >= known + 5)
+        asked_at = time.monotonic()
+        assert service.stop() == 0, service.log
+        assert time.monotonic() - asked_at < 2.0  # the one promise in seconds that is made
+        rows = station.rows()
+        unsent = {id_ for _, id_, sent in rows if not sent}
+        assert unsent
+        assert gapless([seq for seq, _, _ in rows])
+
+    service = station.start()
+    wait_until(
+        subscriber, TOPICS.verdict, lambda p: json.loads(p)["seq"] == rows[-1][0] + 1
+    )  # a live one, so the backlog is under way
+    assert eventually(lambda: unsent <= {v["id"] for v in verdicts(subscriber) if v["historical"]})
+    assert service.stop() == 0
+    assert gapless(sorted({verdict["seq"] for verdict in verdicts(subscriber)}))
+
+
+def test_sigterm_while_the_camera_is_waited_for(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    slow = "capture_timeout_s: 60\n"
+    station = make_station(
+        camera=SIMULATED % 0.05, trigger=ON_REQUEST, port=broker.port, extra=slow
+    )
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    request(subscriber, {"part_id": "A-1"})
+    request(subscriber, {"part_id": "A-2"})
+    request(subscriber, b"nonsense")  # its answer says that the others have arrived
+    subscriber.wait_for(TOPICS.response("trigger"))
+    assert service.stop() == 0, service.log
+    answered = [answer["verdict"] for answer in decoded(subscriber, TOPICS.response("trigger"))[1:]]
+    assert [verdict["part_id"] for verdict in answered] == ["A-1", "A-2"]
+    assert {verdict["reason"] for verdict in answered} == {"stopping"}
+    assert decoded(subscriber, TOPICS.state)[-1]["last_error"] is None
+
+    # Where the picture is the trigger, no picture is no part.
+    station = make_station(
+        camera="{driver: replay, path: parts, rate: 0.05}",
+        trigger=EVERY_PICTURE,
+        port=broker.port,
+        extra=slow,
+    )
+    write_pictures(station.folder / "parts", [20, 21])
+    service = station.start()
+    wait_until(subscriber, TOPICS.verdict, lambda p: json.loads(p)["frame"] == "20.png")
+    assert service.stop() == 0, service.log
+    assert len(station.rows()) == 3, service.log
+
+
+def test_sigkill_loses_no_verdict_and_no_number(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera=SIMULATED % 1000, trigger="{source: interval, interval_s: 0.03}", port=broker.port
+    )
+    station.teach()
+    service = station.start()
+    wait_for_verdicts(subscriber, 5)
+    service.kill()
+    rows = station.rows()
+    assert gapless([seq for seq, _, _ in rows])
+    assert eventually(  # the last will
+        lambda: payloads(subscriber.received(TOPICS.availability))[-1] == b"offline"
+    )
+
+    service = station.start()
+    wait_until(subscriber, TOPICS.verdict, lambda p: json.loads(p)["seq"] >= rows[-1][0] + 3)
+    assert inspectd("status", "-c", station.file).returncode == 0  # past the old control socket
+    assert service.stop() == 0, service.log
+    received = {verdict["seq"]: verdict["id"] for verdict in verdicts(subscriber)}
+    assert gapless(sorted(received))
+    assert {id_ for _, id_, _ in rows} <= set(received.values())
+
+
+def test_the_main_thread_never_waits_without_bound(make_station: Callable[..., Station]):
+    # Python runs a signal's handler on the main thread between two of its instructions, and not
+    # while that is about to block: a wait without bound that begins then never hears of it.
+    class BoundedEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None, "a SIGTERM could be missed here"
+            return super().wait(timeout)
+
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST)
+    service = Service(config.load(station.file))
+    service._stopping = BoundedEvent()
+    stopping = threading.Timer(0.1, service.request_stop)
+    stopping.start()
+    service.run()
+    stopping.join()
+
+
+def test_an_unexpected_error_of_the_judging_thread_ends_the_service_with_it(
+    make_station: Callable[..., Station], monkeypatch: pytest.MonkeyPatch
+):
+    station = make_station(camera=SIMULATED % 30, trigger=EVERY_PICTURE)
+    service = Service(config.load(station.file))
+
+    def fail(_trigger) -> None:
+        raise ZeroDivisionError("a fault in the program")
+
+    monkeypatch.setattr(service._judge, "answer", fail)
+    with pytest.raises(ZeroDivisionError, match="a fault in the program"):
+        service.run()
+
+
+# ---- the broker comes and goes -------------------------------------------------------------------
+
+
+def test_verdicts_follow_when_the_broker_was_away(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    station = make_station(
+        camera=SIMULATED % 1000, trigger="{source: interval, interval_s: 0.05}", port=broker.port
+    )
+    station.teach()
+    broker.stop()
+    service = station.start()
+    assert eventually(lambda: len(station.rows()) >= 5), service.log
+    assert "no connection to the MQTT broker" in service.log
+    with service.paused():
+        broker.start()
+        subscriber = subscribe(broker)
+        early = {id_ for _, id_, _ in station.rows()}
+    assert eventually(lambda: early <= {v["id"] for v in verdicts(subscriber) if v["historical"]})
+    wait_until_available(subscriber)
+    wait_until(subscriber, TOPICS.verdict, lambda p: not json.loads(p)["historical"])
+
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGKILL)
+    broker.process.wait()
+    known = len(station.rows())
+    assert eventually(lambda: len(station.rows()) >= known + 5), service.log
+    with service.paused():
+        broker.start()
+        again = subscribe(broker)
+        unsent = {id_ for _, id_, sent in station.rows() if not sent}
+    assert len(unsent) >= 5
+    assert eventually(lambda: unsent <= {v["id"] for v in verdicts(again) if v["historical"]})
+    assert service.stop() == 0, service.log
+
+    first, last = verdicts(subscriber), verdicts(again)
+    assert gapless(sorted({verdict["seq"] for verdict in first + last}))
+    for received, listener in ((first, subscriber), (last, again)):
+        live = [f"{v['verdict']} {v['seq']}" for v in received if not v["historical"]]
+        results = [payload.decode() for payload in payloads(listener.received(TOPICS.result))]
+        assert results == live  # what comes late is no news for the line
+    assert all(sent for _, _, sent in station.rows())
+
+
+# ---- what keeps it from judging ------------------------------------------------------------------
+
+
+def test_a_station_becomes_ready_by_teaching_it(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST, port=broker.port)
+    station.teach(range(5))
+    damaged = min(station.references.glob("*.png"))
+    cut_short(damaged)
+
+    service = station.start()
+    state = wait_for_state(subscriber, "not_ready")
+    assert "4 usable references of the 5 needed" in state["detail"]
+    assert damaged.name in state["detail"]
+    request(subscriber, {"part_id": "A-1"})
+    (verdict,) = wait_for_verdicts(subscriber, 1)
+    assert (verdict["verdict"], verdict["reason"]) == ("NOT_JUDGED", "too few references")
+    assert set(payloads(subscriber.received(TOPICS.availability))) == {b"offline"}
+    status = inspectd("status", "-c", station.file)
+    assert status.returncode == 3
+    assert json.loads(status.stdout)["state"] == "not_ready"
+
+    pictures = write_pictures(station.folder / "good", range(10, 13))
+    (pictures / "empty.png").touch()
+    taught = inspectd("teach", PROGRAM, "--from-folder", pictures, "-c", station.file)
+    assert taught.returncode == 1
+    assert "refused empty.png: is empty" in taught.stderr
+    assert "3 pictures added, 1 refused" in taught.stdout
+    wait_until_available(subscriber)
+    assert decoded(subscriber, TOPICS.state)[-1]["references"] == 7
+    request(subscriber, {"part_id": "A-2"})
+    assert wait_for_verdicts(subscriber, 2)[1]["score"] is not None
+
+    taught = inspectd("teach", PROGRAM, "--frames", "2", "-c", station.file)
+    assert taught.returncode == 0, taught.stderr
+    wait_until(subscriber, TOPICS.state, lambda p: json.loads(p)["references"] == 9)
+    files = sorted(file.name for file in station.references.glob("*.png"))
+    removing = [argument for name in files[:6] for argument in ("--remove", name)]
+    assert inspectd("teach", PROGRAM, *removing, "-c", station.file).returncode == 0
+    wait_until(subscriber, TOPICS.state, lambda p: json.loads(p)["references"] == 4)
+    assert payloads(subscriber.received(TOPICS.availability))[-1] == b"offline"
+    assert service.stop() == 0, service.log
+
+
+def test_without_a_journal_there_is_no_verdict(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST, port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    request(subscriber, {"part_id": "A-1", "transaction": "t1"})
+    wait_for_verdicts(subscriber, 1)
+
+    with closing(sqlite3.connect(station.journal)) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON inspection "
+            "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+    request(subscriber, {"part_id": "A-2", "transaction": "t2"})
+    subscriber.wait_for(TOPICS.response("trigger"), 2)
+    answer = decoded(subscriber, TOPICS.response("trigger"))[1]
+    assert (answer["ok"], answer["transaction"], answer["verdict"]) == (False, "t2", None)
+    assert answer["error"].startswith("NOT_JUDGED: journal unavailable")
+    assert "the disk is full" in answer["error"]
+    state = wait_for_state(subscriber, "journal_fault")
+    assert "the disk is full" in state["detail"]
+    assert eventually(lambda: payloads(subscriber.received(TOPICS.availability))[-1] == b"offline")
+    assert len(verdicts(subscriber)) == len(subscriber.received(TOPICS.result)) == 1
+
+    with closing(sqlite3.connect(station.journal)) as database:
+        database.execute("DROP TRIGGER full")
+    request(subscriber, {"part_id": "A-2", "transaction": "t2"})
+    last = wait_for_verdicts(subscriber, 2)[1]
+    assert (last["seq"], last["part_id"]) == (2, "A-2")
+    wait_until_available(subscriber, 2)
+    assert service.stop() == 0
