@@ -150,3 +150,13 @@ def test_the_noise_is_as_strong_as_it_says():
     assert difference[middle].std() == pytest.approx(4.0, rel=0.15)
     assert difference[dark].std() == pytest.approx(2.6, rel=0.15)
     assert abs(difference[middle].mean()) < 0.3
+
+
+@pytest.mark.parametrize("size", [(1456, 1088), (728, 544), (640, 480), (1280, 720), (333, 211)])
+@pytest.mark.parametrize("defect", list(Defect))
+def test_every_defect_can_be_drawn_at_every_size(size, defect):
+    camera = SimulatedSettings(width=size[0], height=size[1], noise=0.0)
+    for number in range(0, 60, 4):
+        pixels, truth = render(camera, number, defect)
+        assert pixels.shape == size[::-1]
+        assert truth.defect is defect

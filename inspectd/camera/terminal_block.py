@@ -104,6 +104,8 @@ class Sheet:
         grid = self.grid
         edges = (np.reshape(bounds, (2, 2)) - self.origin) * (self.scale / grid)
         edges[1] += 1
+        # A window of a window must end where a window of the whole does, whatever was rounded.
+        edges += 1e-6
         (left, top), (right, bottom) = np.maximum(edges, 0).astype(int) * grid
         x, y = np.array([left, top]) / self.scale + self.origin
         return Sheet(self.grey[top:bottom, left:right], self.scale, grid, (float(x), float(y)))

@@ -18,9 +18,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from inspectd.commands import bench_inspection
+from inspectd.commands.teach import progress_bar
 from inspectd.records import FloatMap
 from inspectd.soartc import part_bank, soart3
 from inspectd.soartc.compare import WEIGHTS, Comparison
@@ -239,8 +240,8 @@ def bench(rounds: int = 5) -> int:
     for column in ("stage 1", "stage 2", "both", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     steps = sum(rounds * (3 if case.side <= PUBLISHED_WAY_UP_TO else 2) for case in CASES)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("measuring", total=steps)
+    with progress_bar() as progress:
+        bar = progress.add_task("measuring", total=steps + bench_inspection.steps(rounds))
         for case in CASES:
             timings = time_case(case, rounds, lambda: progress.advance(bar))
             for timing in timings:
@@ -255,9 +256,15 @@ def bench(rounds: int = 5) -> int:
                     f"{ratio:,.1f}",
                 )
             table.add_section()
+        inspections = bench_inspection.inspection_table(rounds, lambda: progress.advance(bar))
     Console().print(table)
     typer.echo(
         f"Medians of {rounds} rounds, the ways in turn; each way's map was first seen to be the "
-        "same.\nratio: how many times as long as inspectd's kernels."
+        "same.\nratio: how many times as long as inspectd's kernels.\n"
+    )
+    Console().print(inspections)
+    typer.echo(
+        f"Medians over {bench_inspection.FRAMES} frames and {rounds} rounds, the ways in turn; one "
+        "thread."
     )
     return 0
