@@ -42,8 +42,15 @@ Without it, clipped white has no spread at all, and the least noise there is a d
 NOISE_SAMPLES = 8
 SMOOTHING = (3, 3)
 """Patches over which the map is averaged, so that one patch's noise is no defect."""
-STATED_LIMITS = {"statistics": (4.0, 3.0), "nearest": (0.88, 4.0), "published": (20.0, 20.0)}
-"""By method: the limit with one reference, and with two."""
+STATED_LIMITS = {
+    "auto": (3.75, 3.0),
+    "statistics": (4.0, 3.0),
+    "nearest": (5.5, 2.5),
+    "published": (20.0, 20.0),
+}
+"""By the program's method: the raw limit with one reference, and with two, which cannot teach one.
+Strict, so that it is good parts that suffer: that is noticed. With one reference ``auto`` is meant
+for photographs, ``nearest`` for drawings and binarised scans (docs/accuracy.md)."""
 RELEARN_UP_TO = 12
 """Up to so many references, leave-one-out learns anew without each, alignment and all; beyond, the
 closed form agrees with that to a hundredth."""
@@ -112,7 +119,7 @@ class Eye:
     @property
     def stated_limit(self) -> float:
         """The limit in raw units where there are too few references to learn one."""
-        by_count = STATED_LIMITS[self.method]
+        by_count = STATED_LIMITS[self._program.method]
         return by_count[min(len(self._pictures), len(by_count)) - 1]
 
     def look(self, picture: GreyImage) -> Sight:
@@ -220,7 +227,9 @@ class Eye:
     def method(self) -> str:
         """The comparison in use; ``auto`` chooses by the number of references."""
         chosen = self._program.method
-        return "statistics" if chosen == "auto" else chosen
+        if chosen != "auto":
+            return chosen
+        return "nearest" if len(self._pictures) == 1 else "statistics"
 
     def _noise_variance(self) -> NDArray[np.float32]:
         """What the sensor's noise alone does to the metrics: float32 (6, 3, rows, cols)."""
@@ -343,7 +352,7 @@ def normalised(program: Program, picture: FloatMap) -> FloatMap:
             picture = np.clip(0.5 + 0.2 * local_contrast(picture), 0, 1).astype(np.float32)
             gain = 2 * LEVEL
         case _:
-            gain = FIXED_GAIN if program.method in {"auto", "statistics"} else 1.0
+            gain = 1.0 if program.method == "published" else FIXED_GAIN
     return picture * np.float32(gain)
 
 

@@ -436,7 +436,7 @@ class Program(Record, frozen=True):
         Meta(
             description="statistics: against the references' mean and spread at each place; "
             "nearest: against the nearest reference; published: against the average picture, as "
-            "the method was published; auto: statistics"
+            "the method was published; auto: nearest with a single reference, statistics with more"
         ),
     ] = "auto"
     references: Annotated[ReferenceSettings, Meta(description="demands on the references")] = (

@@ -175,3 +175,42 @@ def squared_spread(references, left_out=None, tolerance=1, side=11, share=0.5):
             local = totals / counts if counts else pooled
             spread[i, j] = share * local + (1 - share) * pooled
     return spread
+
+
+# ---- references that know their own spread -----------------------------------------------------
+
+
+def mean_and_scatter(references, seen):
+    """Mean of the seen metrics, and the sum of the outer products of the deviations from it.
+
+    references: n arrays (places, 18); seen: n arrays (places,) of truth values.
+    """
+    places, kinds = references[0].shape
+    mean = np.zeros((places, kinds))
+    scatter = np.zeros((places, kinds, kinds))
+    for place in range(places):
+        shown = [
+            reference[place] for reference, at in zip(references, seen, strict=True) if at[place]
+        ]
+        for metrics in shown:
+            mean[place] += metrics / len(shown)
+        for metrics in shown:
+            for a in range(kinds):
+                for b in range(kinds):
+                    scatter[place, a, b] += (metrics[a] - mean[place, a]) * (
+                        metrics[b] - mean[place, b]
+                    )
+    return mean, scatter
+
+
+def mahalanobis(metrics, mean, covariance):
+    """Square root of d' C^-1 d / 18 at each place."""
+    result = np.zeros(len(metrics))
+    for place in range(len(metrics)):
+        deviation = metrics[place] - mean[place]
+        solved = np.linalg.solve(covariance[place], deviation)
+        total = 0.0
+        for a, b in zip(deviation, solved, strict=True):
+            total += a * b
+        result[place] = math.sqrt(total / len(deviation))
+    return result
