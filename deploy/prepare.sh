@@ -49,12 +49,12 @@ fi
 if ! .venv/bin/python -c "$supported" 2>/dev/null; then
     say "making the virtual environment .venv"
     rm -rf .venv
-    "$python" -m venv .venv
+    "$python" -m venv .venv >&2
 fi
 
 stamp=".venv/prepared-${extra:-plain}"
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ deploy/prepare.sh -nt "$stamp" ]; then
     say "installing inspectd and what it needs into .venv (a few minutes the first time)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
     touch "$stamp"
 fi

@@ -7,9 +7,10 @@ it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,17 +41,19 @@ SENSOR_NOISE = 0.004
 Without it, clipped white has no spread at all, and the least noise there is a defect. 0.002 to
 0.008 are equally good."""
 NOISE_SAMPLES = 8
+PLAIN = 0.002
+"""Slope, in grey levels (of 1) a pixel, that a plain ground counts for in a part's structure."""
 SMOOTHING = (3, 3)
 """Patches over which the map is averaged, so that one patch's noise is no defect."""
 STATED_LIMITS = {
     "auto": (3.75, 3.0),
     "statistics": (4.0, 3.0),
-    "nearest": (5.5, 2.5),
+    "nearest": (4.8, 2.5),
     "published": (20.0, 20.0),
 }
 """By the program's method: the raw limit with one reference, and with two, which cannot teach one.
-Strict, so that it is good parts that suffer: that is noticed. With one reference ``auto`` is meant
-for photographs, ``nearest`` for drawings and binarised scans (docs/accuracy.md)."""
+No number suits every part (docs/accuracy.md). With one reference ``auto`` is meant for photographs,
+``nearest`` for drawings and binarised scans."""
 RELEARN_UP_TO = 12
 """Up to so many references, leave-one-out learns anew without each, alignment and all; beyond, the
 closed form agrees with that to a hundredth."""
@@ -76,7 +79,13 @@ class Sight:
 
 
 class Eye:
-    """One program's references, learned. Serves one thread."""
+    """One program's references, learned. Serves one thread.
+
+    Attributes:
+        placements: where each reference lies.
+        structure: float32 (rows, cols), how much there is to see in each patch.
+        judged: bool (rows, cols), the patches that show nothing of what the program ignores.
+    """
 
     def __init__(
         self, program: Program, pictures: Sequence[GreyImage], frame: GreyImage | None = None
@@ -109,6 +118,7 @@ class Eye:
             units, to_unit(self._frame), program.alignment
         )
         self._mean = mean_picture(self.placements)
+        self.structure = structure(self._mean, layout.grid)
         self.judged = judged_patches(program, layout.grid, height, width)
         self._comparison = self._make_comparison()
 
@@ -142,7 +152,7 @@ class Eye:
             map=smoothed,
             seen=seen,
             alignment=placement.alignment,
-            picture=np.rint(whole * 255).astype(np.uint8),
+            picture=np.rint(np.minimum(whole, 1) * 255).astype(np.uint8),
             timings_ms={
                 "align": (aligned - start) * 1e3,
                 "stage1": (described - aligned) * 1e3,
@@ -159,14 +169,22 @@ class Eye:
         count = len(self._pictures)
         if count == 1:
             return np.empty((0, *self._raw.shape), np.float32)
-        if count <= RELEARN_UP_TO or isinstance(self._comparison, Comparison):
+        if count <= RELEARN_UP_TO:
             return np.stack([self._map_without(index) for index in range(count)])
-        return np.stack(
-            [
-                _smoothed(self._comparison.leave_one_out(index) * self.judged)
-                for index in range(count)
-            ]
-        )
+        if isinstance(self._comparison, Comparison):
+            raw = self._distances_from_averages()
+        else:
+            raw = map(self._comparison.leave_one_out, range(count))
+        return np.stack([_smoothed(distances * self.judged) for distances in raw])
+
+    def _distances_from_averages(self) -> Iterator[FloatMap]:
+        """Of each reference, as it lies, from the average picture of all the others."""
+        total, count = picture_sums(self.placements)
+        for index, placement in enumerate(self.placements):
+            others = total - placement.picture * placement.seen, count - placement.seen
+            out = np.empty_like(self._raw)
+            self._average_comparison(_mean(*others)).distances(*self.described(index), out)
+            yield out
 
     def _map_without(self, index: int) -> FloatMap:
         others = [picture for other, picture in enumerate(self._pictures) if other != index]
@@ -199,17 +217,19 @@ class Eye:
     # ---- learning --------------------------------------------------------------------------------
 
     def _make_comparison(self) -> Comparison | NearestComparison | SpreadComparison:
-        soartc, references = self._program.soartc, _References(self)
         match self.method:
             case "published":
-                planes = self._describer.new_planes()
-                everywhere = np.ones(self._mean.shape, np.bool_)
-                self._describe(normalised(self._program, self._mean), everywhere, planes)
-                return Comparison(planes, soartc.p, soartc.weights)
+                return self._average_comparison(self._mean)
             case "nearest":
                 return self._nearest()
             case _:
-                return SpreadComparison(references, self._noise_variance(), self._prior())
+                return SpreadComparison(_References(self), self._noise_variance(), self._prior())
+
+    def _average_comparison(self, average: FloatMap) -> Comparison:
+        """The published comparison with an average picture."""
+        soartc = self._program.soartc
+        planes = self._describer.described(normalised(self._program, average))
+        return Comparison(planes, soartc.p, soartc.weights)
 
     def _nearest(self) -> NearestComparison:
         """The nearest comparison, against a finer description of a single reference."""
@@ -314,11 +334,22 @@ def mean_picture(placements: Sequence[Placement]) -> FloatMap:
     Returns:
         float32 (height, width).
     """
+    return _mean(*picture_sums(placements))
+
+
+def picture_sums(
+    placements: Sequence[Placement],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The aligned pictures' sum, and how many of them show each pixel: float64 (height, width)."""
     shape = placements[0].picture.shape
     total, count = np.zeros(shape), np.zeros(shape)
     for placement in placements:
         total += placement.picture * placement.seen
         count += placement.seen
+    return total, count
+
+
+def _mean(total: NDArray[np.float64], count: NDArray[np.float64]) -> FloatMap:
     return (total / np.maximum(count, 1)).astype(np.float32)
 
 
@@ -364,20 +395,43 @@ def seen_patches(seen: NDArray[np.bool_], grid: PatchGrid, blur: float) -> NDArr
     """
     if seen.all():
         return np.ones((grid.rows, grid.cols), np.bool_)
-    reach = int(np.ceil(blur))
-    sums = cv2.integral((~seen).astype(np.uint8))
-    height, width = seen.shape
+    return np.asarray(patch_sums((~seen).astype(np.uint8), grid, int(np.ceil(blur))) == 0)
+
+
+def structure(mean: FloatMap, grid: PatchGrid) -> FloatMap:
+    """How much there is to see in each patch of what good parts look like: the slopes in it.
+
+    Args:
+        mean: float32 (height, width), good parts' mean picture.
+        grid: of the patches.
+
+    Returns:
+        float32 (rows, cols), above 0.
+    """
+    down, right = np.gradient(mean)
+    return patch_sums(np.hypot(down, right) + PLAIN, grid).astype(np.float32)
+
+
+def patch_sums(values: NDArray[Any], grid: PatchGrid, reach: int = 0) -> NDArray[Any]:
+    """Sums over the pixels that each patch covers, and so many more to each side.
+
+    Args:
+        values: (height, width).
+        grid: of the patches.
+        reach: pixels.
+
+    Returns:
+        (rows, cols).
+    """
+    sums = np.asarray(cv2.integral(values))
+    height, width = values.shape
     top = np.arange(grid.rows) * grid.step[0]
     left = np.arange(grid.cols) * grid.step[1]
     above, below = np.maximum(top - reach, 0), np.minimum(top + grid.extent[0] + reach, height)
     before, after = np.maximum(left - reach, 0), np.minimum(left + grid.extent[1] + reach, width)
-    hidden = (
-        sums[np.ix_(below, after)]
-        - sums[np.ix_(above, after)]
-        - sums[np.ix_(below, before)]
-        + sums[np.ix_(above, before)]
-    )
-    return np.asarray(hidden == 0)
+    corners = [np.ix_(rows, cols) for rows in (below, above) for cols in (after, before)]
+    lower_right, lower_left, upper_right, upper_left = (sums[corner] for corner in corners)
+    return np.asarray(lower_right - upper_right - lower_left + upper_left)
 
 
 def _smoothed(raw: FloatMap) -> FloatMap:

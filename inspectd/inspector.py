@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from inspectd.errors import ImageError, ReferencesError
 from inspectd.eye import Eye, Sight
 from inspectd.imaging import gate, preprocess
-from inspectd.imaging.align import to_picture
+from inspectd.imaging.align import FOUND, to_picture
 from inspectd.imaging.regions import region_patches
 from inspectd.limits import (
+    FEWEST_SCORES,
     Limit,
     limit_from_scores,
     near_duplicates,
@@ -45,10 +46,12 @@ from inspectd.records import (
 )
 from inspectd.settings import Program
 
-REGION_IN_VIEW = 0.75
-PICTURE_IN_VIEW = 0.5
-"""Shares of a region's, and of the remaining picture's patches, that must be seen: what was not
-seen was not judged."""
+IN_VIEW = 0.75
+"""Share of a region's patches, and of what there is to see in the remaining picture, that must be
+seen: what was not seen was not judged. Plain ground around a part may leave the picture."""
+LEAST_MATCH_SHARE = 0.5
+"""What matches the references' common picture less than this share of the worst of them is not
+taken for the part, whatever its score."""
 
 
 class _NotJudgedError(Exception):
@@ -76,6 +79,41 @@ class _Work:
             yield
         finally:
             self.timings_ms[stage] = (perf_counter() - start) * 1e3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReducedCrop:
+    """A region of interest after its reduction: all that is needed of a reference.
+
+    At full resolution, a hundred references would take half a gigabyte.
+
+    Attributes:
+        size: (height, width) at full resolution.
+        picture: uint8 (height, width), grey, reduced.
+        focus: sharpness at full resolution (see `gate.focus_measure`).
+    """
+
+    size: tuple[int, int]
+    picture: GreyImage
+    focus: float
+
+    @classmethod
+    def of(cls, crop: Image, longest: int) -> ReducedCrop:
+        """Reduce a crop until its longest side has so many pixels.
+
+        Args:
+            crop: uint8 (height, width) or (height, width, 3): the region of interest.
+            longest: the program's ``resolution``.
+
+        Raises:
+            ImageError: another shape or type.
+        """
+        grey = preprocess.grey(crop)
+        height, width = grey.shape
+        reduced = preprocess.reduce(grey, longest)
+        if np.may_share_memory(reduced, crop):
+            reduced = reduced.copy()  # or a small view would keep a large frame
+        return cls((height, width), reduced, gate.focus_measure(grey))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +162,14 @@ class Learned:
     def grid(self) -> PatchGrid:
         return self.eye.grid
 
+    @property
+    def least_match(self) -> float:
+        """The correlation without which nothing can PASS."""
+        matches = [placement.alignment.match for placement in self.eye.placements]
+        least = LEAST_MATCH_SHARE * min(matches)
+        # One or two references match the template that they make better than any other part can.
+        return least if len(matches) >= FEWEST_SCORES else min(least, FOUND)
+
 
 class Inspector:
     """Judges frames by one program and its references. Serves one thread."""
@@ -131,9 +177,9 @@ class Inspector:
     def __init__(
         self,
         program: Program,
-        references: Sequence[Image],
+        references: Sequence[ReducedCrop],
         hindrance: str = "",
-        frame: Image | None = None,
+        frame: ReducedCrop | None = None,
     ) -> None:
         """Learn from the references.
 
@@ -141,12 +187,12 @@ class Inspector:
 
         Args:
             program: the program's settings.
-            references: crops of the region of interest at full resolution, all of one shape.
+            references: of good parts, reduced to the program's resolution.
             hindrance: why there are too few, where that is known; else their number is told.
             frame: the picture in whose place the others are put; the first one if absent.
 
         Raises:
-            ReferencesError: references of different shapes, or all the same picture; regions that
+            ReferencesError: references of different sizes, or all the same picture; regions that
                 leave nothing to judge.
             ImageError: the inspected picture is smaller than one patch.
         """
@@ -207,7 +253,8 @@ class Inspector:
                     "and the region of interest, or teach again",
                 )
         with work.timed("gate"):
-            work.health = gate.measure(grey, reduced, learned.usual if learned else None)
+            focus = gate.focus_measure(grey)
+            work.health = gate.measure(focus, reduced, learned.usual if learned else None)
             doubt = gate.judge(work.health, self.program.health)
             if doubt:
                 raise _NotJudgedError(*doubt)
@@ -234,8 +281,9 @@ class Inspector:
                 f"{finite.size} patches; report this as a bug, with the picture",
             )
         for zone in learned.zones:
-            share = float(sight.seen[zone.patches].mean())
-            if share < (REGION_IN_VIEW if zone.name else PICTURE_IN_VIEW):
+            weights = None if zone.name else learned.eye.structure[zone.patches]
+            share = float(np.average(sight.seen[zone.patches], weights=weights))
+            if share < IN_VIEW:
                 where = f"region {zone.name}" if zone.name else "the part"
                 raise _NotJudgedError(
                     Reason.NOT_IN_VIEW,
@@ -253,18 +301,28 @@ class Inspector:
             "there: check fixture and camera, or widen `alignment`"
         )
 
+    @staticmethod
+    def _not_recognised(score: float, learned: Learned, sight: Sight) -> str:
+        return (
+            f"nothing is abnormal (score {score:.2f}), but the picture hardly resembles the "
+            f"references (match {sight.alignment.match:.2f}, at least {learned.least_match:.2f} "
+            "needed): check that it shows the part, and that the references all lie alike; where "
+            "they do not, set alignment.mode to search"
+        )
+
     def _conclude(self, learned: Learned, sight: Sight, work: _Work) -> Inspection:
         """Score against the limits, zone by zone."""
         with work.timed("score"):
             # A threshold that is all but zero overflows here; the score is looked at below.
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 in_limits = sight.map / learned.limits
-            regions = tuple(
-                RegionScore(zone.name, score, failed=not score <= 1.0)
-                for zone in learned.zones
-                if zone.name
-                for score in [float(sight.map[zone.patches].max()) / zone.limit]
-            )
+                regions = tuple(
+                    RegionScore(zone.name, score, failed=not score <= 1.0)
+                    for zone in learned.zones
+                    if zone.name
+                    # In float32, as the map: else a region could fail in a part that passes.
+                    for score in [float(sight.map[zone.patches].max() / np.float32(zone.limit))]
+                )
             row, column = divmod(int(np.argmax(in_limits)), in_limits.shape[1])
             score = float(in_limits[row, column])
             if not np.isfinite(score):
@@ -276,6 +334,8 @@ class Inspector:
             peak = Peak(x, y, score)
             blobs = self._blobs(learned, sight.alignment, in_limits)
         passed = score <= 1.0
+        if passed and not sight.alignment.match >= learned.least_match:
+            raise _NotJudgedError(Reason.MISPLACED, self._not_recognised(score, learned, sight))
         return Inspection(
             Verdict.PASS if passed else Verdict.FAIL,
             None if passed else Reason.ABOVE_LIMIT,
@@ -330,8 +390,11 @@ class Inspector:
 
 def in_frame_pixels(alignment: Alignment, learned: Learned) -> Alignment:
     """An alignment of the inspected picture as one of the frame."""
-    pose, scale = alignment.pose, learned.crop_shape[1] / learned.shape[1]
-    return replace(alignment, pose=Pose(pose.dx * scale, pose.dy * scale, pose.rotation))
+    pose = alignment.pose
+    down, right = (
+        whole / part for whole, part in zip(learned.crop_shape, learned.shape, strict=True)
+    )
+    return replace(alignment, pose=Pose(pose.dx * right, pose.dy * down, pose.rotation))
 
 
 def _above_limit(score: float, peak: Peak, regions: Sequence[RegionScore]) -> str:
@@ -340,41 +403,42 @@ def _above_limit(score: float, peak: Peak, regions: Sequence[RegionScore]) -> st
     return f"score {score:.2f}{where}, the peak at x {peak.x:.0f}, y {peak.y:.0f}"
 
 
-def learn(program: Program, references: Sequence[Image], frame: Image | None = None) -> Learned:
+def learn(
+    program: Program, references: Sequence[ReducedCrop], frame: ReducedCrop | None = None
+) -> Learned:
     """Derive from the references everything that judging needs.
 
     Args:
         program: the program's settings.
-        references: one or more crops of the region of interest, all of one shape.
+        references: one or more, all of one size.
         frame: the picture in whose place the others are put; the first one if absent.
 
     Raises:
-        ReferencesError: they differ in shape, or are all the same picture; or the regions leave
+        ReferencesError: they differ in size, or are all the same picture; or the regions leave
             nothing to judge.
         ImageError: the inspected picture is smaller than one patch.
     """
-    greys = [preprocess.grey(reference) for reference in references]
-    anchor = greys[0] if frame is None else preprocess.grey(frame)
-    shapes = sorted({grey.shape for grey in [anchor, *greys]})
-    if len(shapes) > 1:
-        sizes = ", ".join(f"{width} x {height}" for height, width in shapes)
+    anchor = references[0] if frame is None else frame
+    sizes = sorted({reference.size for reference in [anchor, *references]})
+    if len(sizes) > 1:
+        named = ", ".join(f"{width} x {height}" for height, width in sizes)
         raise ReferencesError(
-            f"the references differ in size ({sizes} pixels): remove those of the old region of "
+            f"the references differ in size ({named} pixels): remove those of the old region of "
             "interest or camera mode, or teach anew"
         )
-    pictures = [preprocess.reduce(grey, program.resolution) for grey in greys]
-    eye = Eye(program, pictures, preprocess.reduce(anchor, program.resolution))
-    shape = pictures[0].shape
+    pictures = [reference.picture for reference in references]
+    eye = Eye(program, pictures, anchor.picture)
+    shape = anchor.picture.shape
     maps = eye.leave_one_out()
     zones = learn_zones(program, eye, maps, shape)
     limits = np.full(maps.shape[1:], np.inf, np.float32)
     for zone in zones:
         limits[zone.patches] = np.minimum(limits[zone.patches], zone.limit)
     return Learned(
-        crop_shape=shapes[0],
+        crop_shape=anchor.size,
         shape=shape,
         eye=eye,
-        usual=gate.usual(greys, pictures),
+        usual=gate.usual([reference.focus for reference in references], pictures),
         zones=zones,
         limits=limits,
         leave_one_out=tuple(in_learned_limits(maps, zones)),
@@ -439,8 +503,13 @@ def in_learned_limits(maps: NDArray[np.float32], zones: Sequence[Zone]) -> list[
 
 
 def warnings(zones: Sequence[Zone], pictures: Sequence[GreyImage]) -> tuple[str, ...]:
-    """What a person should know of the limits; each thing once, however many zones it holds for."""
+    """What a person should know of the limits; of the zones' only the least known one is told."""
     units = np.stack([preprocess.to_unit(picture) for picture in pictures])
     repeats = near_duplicates_warning(near_duplicates(units), len(pictures))
-    said = dict.fromkeys([repeats, *(zone.learned.warning for zone in zones)])
-    return tuple(warning for warning in said if warning)
+    doubtful = max((zone.learned for zone in zones), key=_doubt)
+    return tuple(warning for warning in (repeats, doubtful.warning) if warning)
+
+
+def _doubt(limit: Limit) -> float:
+    """How far, as a share of the limit, its interval reaches above it."""
+    return np.inf if limit.high is None else limit.high / limit.value

@@ -28,6 +28,7 @@ from inspectd.payload import VerdictPayload, decode_verdict, encode
 
 _VERSION = 1
 _BUSY_TIMEOUT_S = 5.0  # others only read (a backup, a person with sqlite3), but may lock meanwhile
+_PROBE_BYTES = 65536
 
 _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -137,6 +138,21 @@ class Journal:
             )
         return stored
 
+    def probe(self) -> None:
+        """Prove that verdicts can be committed, without committing one.
+
+        Raises:
+            JournalError: they cannot.
+        """
+        # Two transactions, both on the disk: what one of them writes and takes back never gets
+        # there. The first is larger than a verdict, so that the last free page is no promise.
+        for statement, values in (
+            ("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", ("0" * _PROBE_BYTES,)),
+            ("DELETE FROM meta WHERE key = 'probe'", ()),
+        ):
+            with self._transaction("the journal cannot be written"):
+                self._connection.execute(statement, values)
+
     def find_transaction(self, transaction: str) -> VerdictPayload | None:
         """The verdict that this requester's transaction was answered with, if it was.
 
@@ -144,9 +160,17 @@ class Journal:
             JournalError: the journal could not be read.
         """
         rows = self._query(
-            "SELECT payload FROM inspection WHERE requester_transaction = ?", transaction
+            "SELECT seq, payload FROM inspection WHERE requester_transaction = ?", transaction
         )
-        return decode_verdict(rows[0][0]) if rows else None
+        if not rows:
+            return None
+        seq, payload = rows[0]
+        try:
+            return decode_verdict(payload)
+        except msgspec.MsgspecError as error:
+            raise JournalError(
+                f"verdict {seq} of the journal could not be read: {error} ({self.path})"
+            ) from error
 
     def read(self, first: int, last: int) -> list[Row]:
         """The rows ``first`` to ``last``, both included, in order.

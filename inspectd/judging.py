@@ -13,11 +13,19 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 
 from inspectd.camera import Camera
 from inspectd.clock import clock_synchronised
-from inspectd.errors import CameraError, CameraLost, CameraTimeout, EndOfFrames, JournalError
+from inspectd.errors import (
+    CameraError,
+    CameraLost,
+    CameraTimeout,
+    CameraUnusable,
+    EndOfFrames,
+    JournalError,
+)
 from inspectd.imaging.heatmap import encode_png, render_heatmap
 from inspectd.inspector import Inspector
 from inspectd.journal import Journal
@@ -51,6 +59,11 @@ class CameraKeeper:
         self._pause_s = FIRST_REOPENING_S
         self._try_at = 0.0
         self._trouble = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a camera at present."""
+        return self._open
 
     def tend(self) -> None:
         """Open the camera if it is closed and the time has come.
@@ -212,6 +225,7 @@ class Judge:
         self._state = state
         self._painter = painter
         self._lesson = Lesson(Inspector(settings.program, ()))
+        self._journal_failed = False
 
     def judge_by(self, lesson: Lesson) -> None:
         """From the next part on, judge by these references."""
@@ -224,18 +238,43 @@ class Judge:
         else:
             self._state.clear(State.NOT_READY)
 
+    def tend(self) -> None:
+        """See whether a journal that failed can be written again.
+
+        Without this, a requester that heeds `availability` would never ask again.
+        """
+        if not self._journal_failed:
+            return
+        try:
+            self._journal.probe()
+        except JournalError as error:
+            self._state.hinder(State.JOURNAL_FAULT, str(error))
+        else:
+            self._recover_journal()
+
     def answer(self, trigger: Trigger) -> None:
-        """Look at a part and answer.
+        """Look at a part and answer; one whose trigger waited too long is not looked at.
 
         Raises:
             EndOfFrames: a recording has come to its end. A trigger from outside was answered; one
                 of the station's own has no part to be answered for.
+            CameraUnusable: the camera cannot be used as it is set; likewise.
         """
         if self._answer_again(trigger):
             return
+        waited_s = (time.monotonic_ns() - trigger.requested_ns) / 1e9
+        if waited_s > self._settings.station.capture_timeout_s:
+            detail = (
+                f"it waited {waited_s:.1f} s in line, longer than capture_timeout_s: another part "
+                "may lie there by now"
+            )
+            self._conclude(
+                trigger, None, Inspection(Verdict.NOT_JUDGED, Reason.STALE_TRIGGER, detail)
+            )
+            return
         try:
             frame, inspection = self._look(trigger)
-        except EndOfFrames as error:
+        except (EndOfFrames, CameraUnusable) as error:
             if trigger.source is TriggerSource.MQTT:
                 self.refuse(trigger, Reason.CAMERA_LOST, str(error))
             raise
@@ -253,7 +292,11 @@ class Judge:
             self._conclude(trigger, None, inspection)
 
     def _answer_again(self, trigger: Trigger) -> bool:
-        """Give a transaction that was answered before the same answer."""
+        """Give a transaction that was answered before the same answer.
+
+        Not for another part: a requester that counts its transactions from 1 again must not take
+        an old PASS for the part that lies there now.
+        """
         if trigger.transaction is None:
             return False
         try:
@@ -263,19 +306,28 @@ class Judge:
             return False  # the commit will fail too, and say so
         if before is None:
             return False
-        self._outbox.respond(
-            reply_to(trigger),
-            Response(request="trigger", transaction=trigger.transaction, ok=True, verdict=before),
+        response = Response(
+            request="trigger", transaction=trigger.transaction, ok=True, verdict=before
         )
+        if trigger.part_id not in {None, before.part_id}:
+            known = "a part without id" if before.part_id is None else f"part {before.part_id}"
+            refusal = (
+                f"{Verdict.NOT_JUDGED}: transaction {trigger.transaction} was for {known} "
+                f"(seq {before.seq}), now for part {trigger.part_id}: give each part a transaction "
+                "of its own"
+            )
+            _logger.warning("request/trigger is refused: %s", refusal)
+            response = msgspec.structs.replace(response, ok=False, verdict=None, error=refusal)
+        self._outbox.respond(reply_to(trigger), response)
         return True
 
     def _look(self, trigger: Trigger) -> tuple[Frame | None, Inspection]:
-        """A picture, judged; raises EndOfFrames or CameraClosed."""
+        """A picture, judged; raises EndOfFrames, CameraUnusable or CameraClosed."""
         frame = None
         try:
             frame = self._camera.capture(trigger.requested_ns)
             return frame, self._lesson.inspector.inspect(frame.pixels)
-        except (EndOfFrames, CameraClosed):
+        except (EndOfFrames, CameraUnusable, CameraClosed):
             raise
         except CameraTimeout as error:
             reason, detail = Reason.CAMERA_TIMEOUT, str(error)
@@ -293,14 +345,19 @@ class Judge:
         try:
             verdict = self._journal.commit(verdict)
         except JournalError as error:
+            self._journal_failed = True
             self._state.hinder(State.JOURNAL_FAULT, str(error))
             self._answer_uncommitted(trigger, error)
             return
-        self._state.clear(State.JOURNAL_FAULT)
+        self._recover_journal()
         _log(verdict)
         from_outside = trigger.source is TriggerSource.MQTT
         self._outbox.offer(verdict, reply_to(trigger) if from_outside else None)
         self._painter.paint(verdict, inspection, self._lesson.inspector)
+
+    def _recover_journal(self) -> None:
+        self._journal_failed = False
+        self._state.clear(State.JOURNAL_FAULT)
 
     def _answer_uncommitted(self, trigger: Trigger, error: JournalError) -> None:
         """What is in no journal is no verdict: only the requester hears of it."""

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import cv2
 import msgspec
@@ -29,6 +29,9 @@ from msgspec import Meta
 from inspectd.errors import ReferencesError
 from inspectd.records import Image
 from inspectd.settings import RegionOfInterest
+
+Kept = TypeVar("Kept")
+"""What is kept of a picture that was read."""
 
 INDEX = "index.json"
 LOCK = ".lock"
@@ -121,16 +124,16 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reference:
-    """A usable reference: its file in the folder, its checksum and its pixels."""
+class Reference(Generic[Kept]):
+    """A usable reference: its file in the folder, its checksum and what was kept of its pixels."""
 
     file: str
     sha256: str
-    pixels: Image
+    kept: Kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class References:
+class References(Generic[Kept]):
     """What a program's folder holds.
 
     Attributes:
@@ -141,8 +144,8 @@ class References:
         problems: for a person, what is not usable and what to do about it.
     """
 
-    pictures: tuple[Reference, ...] = ()
-    anchor: Reference | None = None
+    pictures: tuple[Reference[Kept], ...] = ()
+    anchor: Reference[Kept] | None = None
     roi: RegionOfInterest | None = None
     problems: tuple[str, ...] = ()
 
@@ -163,20 +166,24 @@ class ReferenceStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def load(self) -> References:
+    def load(self, keep: Callable[[Image], Kept]) -> References[Kept]:
         """Read and verify everything. A picture that is damaged or missing is left out and named
         in ``problems``; whether enough are left is for the caller to judge.
+
+        Args:
+            keep: is given each picture as it is read, and returns what is to be kept of it: no
+                more than one is in memory as a whole, unless it returns the picture itself.
 
         Raises:
             ReferencesError: the index is damaged or lost, or the folder cannot be read.
         """
         with self._locked(fcntl.LOCK_SH):
             index = self._read_index()
-            found: dict[str, Reference] = {}
+            found: dict[str, Reference[Kept]] = {}
             problems = []
             for entry in index.entries:
                 try:
-                    found[entry.file] = self._read(entry)
+                    found[entry.file] = self._read(entry, keep)
                 except ReferencesError as damage:
                     problems.append(str(damage))
             problems += self._unlisted(index)
@@ -190,6 +197,14 @@ class ReferenceStore:
             roi=index.roi,
             problems=tuple(problems),
         )
+
+    def check(self) -> References[None]:
+        """`load` without keeping the pictures.
+
+        Raises:
+            ReferencesError: the index is damaged or lost, or the folder cannot be read.
+        """
+        return self.load(lambda _pixels: None)
 
     def entries(self) -> tuple[Entry, ...]:
         """The references as the index lists them, in the order they were taught; no picture is
@@ -321,7 +336,7 @@ class ReferenceStore:
         except OSError as error:
             raise _failed("read", self.directory, error) from error
 
-    def _read(self, entry: Entry) -> Reference:
+    def _read(self, entry: Entry, keep: Callable[[Image], Kept]) -> Reference[Kept]:
         """Raises ReferencesError when the picture is not what the index says."""
         path = self.directory / entry.file
         advice = f"restore it, or take it out with teach --remove {entry.file}"
@@ -343,7 +358,7 @@ class ReferenceStore:
                 f"{path} (from {entry.origin}) is damaged: its pixels are not those that were "
                 f"taught; {advice}"
             )
-        return Reference(entry.file, entry.sha256, pixels)
+        return Reference(entry.file, entry.sha256, keep(pixels))
 
     def _unlisted(self, index: Index) -> Iterator[str]:
         listed = {entry.file for entry in index.entries}

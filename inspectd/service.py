@@ -6,12 +6,14 @@ interval timer, the control socket's, and the caller's, which only waits for the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import threading
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import assert_never
@@ -141,7 +143,10 @@ class Service:
         self._outbox.start()
         self._painter.start()
         self._client.start(self._outbox)
-        self._judge.judge_by(self._lesson())
+        lesson = self._first_lesson()
+        if lesson is None:
+            return
+        self._judge.judge_by(lesson)
         self._camera.tend()
         self._control.start()
         self._judging.start()
@@ -201,13 +206,17 @@ class Service:
             self._stopping.set()
 
     def _judge_next(self) -> None:
-        continuous = isinstance(self._settings.station.trigger, ContinuousTrigger)
+        # Without a camera no picture asks for a verdict, and each would be "camera lost" at once.
+        continuous = self._camera.is_open and isinstance(
+            self._settings.station.trigger, ContinuousTrigger
+        )
         work = self._line.take(0 if continuous else IDLE_S)
         if work is None and continuous:
             work = trigger_now(TriggerSource.CONTINUOUS)
         match work:
             case None:
                 self._camera.tend()
+                self._judge.tend()
             case Trigger():
                 self._judge.answer(work)
             case Overrun(trigger):
@@ -304,6 +313,26 @@ class Service:
         for problem in (*lesson.problems, *lesson.doubts):
             _logger.warning("%s", problem)
         return lesson
+
+    def _first_lesson(self) -> Lesson | None:
+        """Learn, or None if the service is to stop meanwhile.
+
+        Learning may compile kernels, which takes longer than a stop may and cannot be interrupted:
+        the thread that does it is left to the end of the process.
+        """
+        learned: Future[Lesson] = Future()
+
+        def learn() -> None:
+            try:
+                learned.set_result(self._lesson())
+            except Exception as error:  # noqa: BLE001 - raised again on the caller's thread
+                learned.set_exception(error)
+
+        threading.Thread(target=learn, name="first-lesson", daemon=True).start()
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                return learned.result(WATCH_S)
+        return None
 
     def _candidates_from_camera(self, count: int) -> list[Candidate]:
         """Pictures of this moment, taken between two parts by the thread that owns the camera.

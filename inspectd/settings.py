@@ -161,7 +161,12 @@ class Station(Record, frozen=True):
     )
     capture_timeout_s: Annotated[
         float,
-        Meta(gt=0.0, le=60.0, description="seconds to wait for a picture before NOT_JUDGED"),
+        Meta(
+            gt=0.0,
+            le=60.0,
+            description="seconds to wait for a picture before NOT_JUDGED 'camera timeout'; a "
+            "trigger that waits in line for longer is NOT_JUDGED 'stale trigger'",
+        ),
     ] = 2.0
     queue: Annotated[
         int,
@@ -463,7 +468,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: the station file.
-        programs: every program of the folder beside it, by name.
+        programs: every sound program of the folder beside it, by name.
         hash: 12 hex digits of the SHA-256 over the station and its program (see
             `inspectd.config.settings_hash`); stands in every verdict.
     """

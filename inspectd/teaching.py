@@ -12,9 +12,9 @@ import msgspec
 from inspectd.camera.files import decode_image
 from inspectd.errors import ImageError, PictureUnreadable, ReferencesError
 from inspectd.imaging import gate, preprocess
-from inspectd.inspector import Inspector
-from inspectd.records import GreyImage, Image, Reason
-from inspectd.references import NewReference, ReferenceStore
+from inspectd.inspector import Inspector, ReducedCrop
+from inspectd.records import Image, Reason
+from inspectd.references import NewReference, References, ReferenceStore
 from inspectd.settings import Program, Settings
 
 
@@ -78,25 +78,24 @@ def teach(
             store cannot be read or written.
     """
     refused: list[Refusal] = []
-    prepared: list[tuple[Candidate, Image, GreyImage]] = []
+    prepared: list[tuple[Candidate, Image, ReducedCrop]] = []
     for candidate in candidates:
         try:
             crop = preprocess.crop(candidate.pixels, program.roi)
-            prepared.append((candidate, crop, preprocess.grey(crop)))
+            prepared.append((candidate, crop, ReducedCrop.of(crop, program.resolution)))
         except ImageError as error:
             refused.append(Refusal(candidate.name, str(error)))
-    references = store.load()
-    known = [preprocess.grey(reference.pixels) for reference in references.pictures]
-    greys = [grey for _, _, grey in prepared]
+    references = _load(store, program)
+    known = [reference.kept for reference in references.pictures]
+    offered = [reduced for _, _, reduced in prepared]
     # References of another region of interest are for the store to refuse, whatever their size.
-    size = _usual_size(known if known and references.roi == program.roi else greys)
-    fit = [grey for grey in known if grey.shape == size]
-    fit += [grey for grey in greys if _doubt(program, grey, size, None) is None]
-    reduced = [preprocess.reduce(grey, program.resolution) for grey in fit]
-    usual = gate.usual(fit, reduced) if fit else None
+    size = _usual_size(known if known and references.roi == program.roi else offered)
+    fit = [reduced for reduced in known if reduced.size == size]
+    fit += [reduced for reduced in offered if _doubt(program, reduced, size, None) is None]
+    usual = gate.usual([one.focus for one in fit], [one.picture for one in fit]) if fit else None
     accepted = []
-    for candidate, crop, grey in prepared:
-        doubt = _doubt(program, grey, size, usual)
+    for candidate, crop, reduced in prepared:
+        doubt = _doubt(program, reduced, size, usual)
         if doubt:
             refused.append(Refusal(candidate.name, f"{doubt[0]}: {doubt[1]}"))
         else:
@@ -117,23 +116,28 @@ def teach(
     )
 
 
-def _usual_size(pictures: Sequence[GreyImage]) -> tuple[int, ...]:
+def _load(store: ReferenceStore, program: Program) -> References[ReducedCrop]:
+    """A program's references, as it looks at them."""
+    return store.load(lambda pixels: ReducedCrop.of(pixels, program.resolution))
+
+
+def _usual_size(pictures: Sequence[ReducedCrop]) -> tuple[int, ...]:
     """(height, width) of most of them; of none, nothing."""
-    sizes = Counter(picture.shape for picture in pictures).most_common(1)
+    sizes = Counter(picture.size for picture in pictures).most_common(1)
     return sizes[0][0] if sizes else ()
 
 
 def _doubt(
-    program: Program, grey: GreyImage, size: tuple[int, ...], usual: gate.Usual | None
+    program: Program, reduced: ReducedCrop, size: tuple[int, ...], usual: gate.Usual | None
 ) -> tuple[Reason, str] | None:
     """Why a picture is not fit to be a reference; None if it is."""
-    if grey.shape != size:
+    if reduced.size != size:
+        height, width = reduced.size
         return Reason.WRONG_SIZE, (
-            f"{grey.shape[1]} x {grey.shape[0]} pixels, the others have {size[1]} x {size[0]}; "
+            f"{width} x {height} pixels, the others have {size[1]} x {size[0]}; "
             "take all pictures with one camera mode"
         )
-    reduced = preprocess.reduce(grey, program.resolution)
-    return gate.judge(gate.measure(grey, reduced, usual), program.health)
+    return gate.judge(gate.measure(reduced.focus, reduced.picture, usual), program.health)
 
 
 def teach_files(
@@ -190,7 +194,7 @@ def learn_program(settings: Settings, name: str) -> Lesson:
     """
     program = settings.programs[name]
     try:
-        references = reference_store(settings, name).load()
+        references = _load(reference_store(settings, name), program)
         if references.pictures and references.roi != program.roi:
             raise ReferencesError(
                 f"the references of {name} were cut with another region of interest than the "
@@ -198,8 +202,8 @@ def learn_program(settings: Settings, name: str) -> Lesson:
             )
         inspector = Inspector(
             program,
-            [picture.pixels for picture in references.pictures],
-            frame=references.anchor.pixels if references.anchor else None,
+            [reference.kept for reference in references.pictures],
+            frame=references.anchor.kept if references.anchor else None,
         )
     except (ReferencesError, ImageError) as error:
         return Lesson(Inspector(program, (), str(error)), hindrance=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from inspectd.records import Trigger, TriggerSource
+
+_logger = logging.getLogger(__name__)
 
 
 def trigger_now(
@@ -97,7 +100,11 @@ class TriggerLine:
 
 
 class IntervalTimer:
-    """Puts a trigger into the line every so many seconds, without drift."""
+    """Puts a trigger into the line every so many seconds, without drift.
+
+    Instants that pass while the process is held up (a suspended machine) are skipped, not made up
+    for: there was a part for each, and a picture of now shows none of them.
+    """
 
     def __init__(self, interval_s: float, line: TriggerLine) -> None:
         self._interval_s = interval_s
@@ -118,4 +125,14 @@ class IntervalTimer:
         count = 0
         while not self._stopping.wait(start + count * self._interval_s - time.monotonic()):
             self._line.put(trigger_now(TriggerSource.INTERVAL))
-            count += 1
+            count += 1 + self._missed(time.monotonic() - start, count)
+
+    def _missed(self, elapsed_s: float, count: int) -> int:
+        """How many instants after number ``count`` have passed as well."""
+        missed = max(0, int(elapsed_s / self._interval_s) - count)
+        if missed:
+            _logger.warning(
+                "the interval trigger was held up: %d of its instants passed without a verdict",
+                missed,
+            )
+        return missed

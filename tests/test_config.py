@@ -459,6 +459,27 @@ def test_the_program_must_exist(tmp_path):
     assert queue.key == "queue"
 
 
+def test_a_station_runs_in_spite_of_a_mistake_in_a_program_it_does_not_judge_by(tmp_path):
+    path = write(tmp_path, block="{}", other="resolution: 1", more="{}")
+    (tmp_path / "programs" / "late.yml").write_text("{}")
+    settings, problems = config.load_to_run(path)
+    assert set(settings.programs) == {"block", "more"}
+    assert [Path(problem.file).name for problem in problems] == ["late.yml", "other.yaml"]
+    with pytest.raises(SettingsError) as caught:
+        config.load(path)
+    assert caught.value.problems == problems
+
+
+@pytest.mark.parametrize("wrong", ["station", "block"])
+def test_a_mistake_in_what_it_judges_by_keeps_a_station_from_running(tmp_path, wrong):
+    texts = {"station": STATION, "block": "{}"}
+    texts[wrong] += "\nrate: 1\n" if wrong == "station" else "x"
+    path = write(tmp_path, texts["station"], block=texts["block"], other="resolution: 1")
+    with pytest.raises(SettingsError) as caught:
+        config.load_to_run(path)
+    assert len(caught.value.problems) == 2  # the other program's mistake is told as well
+
+
 def test_no_programs_at_all(tmp_path):
     path = tmp_path / "inspectd.yaml"
     path.write_text(STATION)

@@ -27,6 +27,9 @@ LINE = re.compile(
 @contextmanager
 def demonstration(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The demonstration as a process that makes its temporary files in a folder."""
+    # Tests that are started in the background have SIGINT ignored, and so would their children;
+    # what is handled here has its default there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "inspectd", "demo", "-o", folder / "output", *arguments],
         stdout=subprocess.PIPE,
@@ -34,6 +37,7 @@ def demonstration(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[st
         text=True,
         env={**os.environ, "TMPDIR": str(folder), "COLUMNS": "120"},
     )
+    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:

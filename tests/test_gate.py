@@ -67,7 +67,12 @@ def test_noise_is_not_taken_for_sharpness(sigma):
 
 
 def usual(*pictures):
-    return gate.usual(pictures, [preprocess.reduce(picture, 100) for picture in pictures])
+    focuses = [gate.focus_measure(picture) for picture in pictures]
+    return gate.usual(focuses, [preprocess.reduce(picture, 100) for picture in pictures])
+
+
+def measure(picture, reference):
+    return gate.measure(gate.focus_measure(picture), preprocess.reduce(picture, 100), reference)
 
 
 def test_a_blurred_noisy_picture_is_out_of_focus():
@@ -75,7 +80,7 @@ def test_a_blurred_noisy_picture_is_out_of_focus():
     picture = shapes()
     reference = usual(with_noise(picture, 6, seed=3))
     noisy = with_noise(blurred(picture, 6), 6, seed=4)
-    health = gate.measure(noisy, preprocess.reduce(noisy, 100), reference)
+    health = measure(noisy, reference)
     verdict = gate.judge(health, BOUNDS)
     assert verdict is not None
     assert verdict[0] is Reason.OUT_OF_FOCUS
@@ -102,28 +107,27 @@ def test_focus_sees_a_part_in_a_small_picture():
 def test_measure_gives_brightness_and_contrast_of_the_reduced_picture():
     reduced = np.full((10, 10), 51, np.uint8)
     reduced[:, 5:] = 153
-    health = gate.measure(np.zeros((50, 50), np.uint8), reduced, None)
+    health = gate.measure(0.5, reduced, None)
     assert health.brightness == pytest.approx(0.4)
     assert health.contrast == pytest.approx(0.2)
-    assert health.focus == 0.0
+    assert health.focus == 0.5
     assert health.focus_ratio is None
 
 
 def test_measure_compares_the_focus_with_the_references():
     picture = shapes()
-    reduced = preprocess.reduce(picture, 100)
     references = usual(picture)
     sharper = replace(references, focus=2 * references.focus)
-    assert gate.measure(picture, reduced, sharper).focus_ratio == pytest.approx(0.5)
+    assert measure(picture, sharper).focus_ratio == pytest.approx(0.5)
     flat = replace(references, focus=0.0)
-    assert gate.measure(picture, reduced, flat).focus_ratio is None
+    assert measure(picture, flat).focus_ratio is None
 
 
 @pytest.mark.parametrize("gain", [0.5, 0.9, 1.0, 1.1, 1.5])
 def test_measure_compares_the_light_with_the_references(gain):
     references = usual(*(np.rint(shapes() * (light / 2)).astype(np.uint8) for light in (0.9, 1.1)))
     picture = np.rint(shapes() * (gain / 2)).astype(np.uint8)
-    health = gate.measure(picture, preprocess.reduce(picture, 100), references)
+    health = measure(picture, references)
     assert health.light_ratio == pytest.approx(gain, rel=0.03)
     assert health.usual_light == pytest.approx((0.9, 1.1), rel=0.03)
 
@@ -132,14 +136,12 @@ def test_a_missing_part_is_no_change_of_light():
     references = usual(shapes())
     without = shapes().copy()
     without[:, : without.shape[1] // 4] = 40
-    assert gate.measure(without, preprocess.reduce(without, 100), references).light_ratio == (
-        pytest.approx(1.0, abs=0.05)
-    )
+    assert measure(without, references).light_ratio == pytest.approx(1.0, abs=0.05)
 
 
 def test_clipped_references_say_nothing_of_the_light():
     white = np.full((60, 80), 255, np.uint8)
-    assert gate.measure(white, white, usual(white)).light_ratio == 1.0
+    assert measure(white, usual(white)).light_ratio == 1.0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_photographs_pass_and_their_blurred_copies_do_not(part):
     bounds = HealthSettings(max_light_change=0.6)
 
     def judged(picture):
-        return gate.judge(gate.measure(picture, preprocess.reduce(picture, 100), reference), bounds)
+        return gate.judge(measure(picture, reference), bounds)
 
     assert tested
     assert [judged(picture) for picture in tested] == [None] * len(tested)

@@ -1,6 +1,8 @@
 """One program's judgement: what earns a PASS, what is a FAIL and where, what is not judged."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import naive
@@ -10,7 +12,7 @@ from small_parts import HEIGHT, PADS, WIDTH, blurred, darkened, pad, part, parts
 
 from inspectd.camera.simulated import render
 from inspectd.errors import ImageError, ReferencesError
-from inspectd.inspector import Inspector
+from inspectd.inspector import Inspector, ReducedCrop
 from inspectd.records import Defect, Image, Inspection, Reason, Verdict
 from inspectd.settings import (
     Box,
@@ -24,6 +26,12 @@ from inspectd.settings import (
 from inspectd.soartc.compare import Comparison
 
 METHODS = ["published", "auto"]
+
+
+def taught(settings: Program, crops: Sequence[Image], hindrance: str = "") -> Inspector:
+    """An inspector that has learned from crops at full resolution."""
+    reduced = [ReducedCrop.of(crop, settings.resolution) for crop in crops]
+    return Inspector(settings, reduced, hindrance)
 
 
 def around(index: int, name: str = "pad", **changes) -> Region:
@@ -53,7 +61,7 @@ def assert_not_judged(inspection: Inspection, reason: Reason, *figures: str) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_good_parts_pass(method):
-    inspector = Inspector(program(method=method), parts(8))
+    inspector = taught(program(method=method), parts(8))
     for seed in range(100, 106):
         inspection = inspector.inspect(part(seed))
         assert inspection.verdict is Verdict.PASS, inspection.detail
@@ -67,7 +75,7 @@ def test_good_parts_pass(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("missing", [0, 3, 6, 11])
 def test_a_missing_pad_fails_with_the_peak_on_it(method, missing):
-    inspector = Inspector(program(method=method), parts(8))
+    inspector = taught(program(method=method), parts(8))
     inspection = inspector.inspect(part(200, missing=missing))
     assert inspection.verdict is Verdict.FAIL
     assert inspection.reason is Reason.ABOVE_LIMIT
@@ -82,7 +90,7 @@ def test_a_missing_pad_fails_with_the_peak_on_it(method, missing):
 
 def test_the_peak_is_in_frame_pixels_whatever_the_region_of_interest():
     roi = RegionOfInterest(x=211, y=57, width=WIDTH, height=HEIGHT)
-    inspector = Inspector(program(roi=roi), parts(8))
+    inspector = taught(program(roi=roi), parts(8))
 
     def frame(picture: Image) -> Image:
         whole = np.full((300, 400), 230, np.uint8)
@@ -92,13 +100,13 @@ def test_the_peak_is_in_frame_pixels_whatever_the_region_of_interest():
     assert inspector.inspect(frame(part(100))).verdict is Verdict.PASS
     bad = part(200, missing=6)
     peak = inspector.inspect(frame(bad)).peak
-    alone = Inspector(program(), parts(8)).inspect(bad).peak
+    alone = taught(program(), parts(8)).inspect(bad).peak
     assert (peak.x, peak.y) == pytest.approx((alone.x + roi.x, alone.y + roi.y))
 
 
 def test_a_defect_outside_the_region_of_interest_is_not_looked_at():
     roi = RegionOfInterest(x=64, y=0, width=64, height=HEIGHT)
-    inspector = Inspector(program(roi=roi), [picture[:, 64:] for picture in parts(8)])
+    inspector = taught(program(roi=roi), [picture[:, 64:] for picture in parts(8)])
     assert inspector.inspect(part(200, missing=0)).verdict is Verdict.PASS
     assert inspector.inspect(part(200, missing=3)).verdict is Verdict.FAIL
 
@@ -106,7 +114,7 @@ def test_a_defect_outside_the_region_of_interest_is_not_looked_at():
 @pytest.mark.parametrize("number", [200, 201, 202])
 def test_a_missing_pin_of_the_simulated_part_is_found(number):
     camera = SimulatedCamera(width=364, height=272, jitter=0.2, light_drift=0.0)
-    inspector = Inspector(Program(), [render(camera, good)[0] for good in range(12)])
+    inspector = taught(Program(), [render(camera, good)[0] for good in range(12)])
     assert inspector.inspect(render(camera, number)[0]).verdict is Verdict.PASS
     frame, truth = render(camera, number, Defect.MISSING_PIN)
     inspection = inspector.inspect(frame)
@@ -117,7 +125,7 @@ def test_a_missing_pin_of_the_simulated_part_is_found(number):
 
 
 def test_a_score_of_exactly_the_limit_passes_and_a_hair_more_fails(monkeypatch):
-    inspector = Inspector(program(), parts(8))
+    inspector = taught(program(), parts(8))
     limit = np.float32(inspector.learned.zones[0].limit)
 
     def judged_at(raw: np.float32) -> Inspection:
@@ -130,7 +138,7 @@ def test_a_score_of_exactly_the_limit_passes_and_a_hair_more_fails(monkeypatch):
 
 def test_the_program_threshold_scales_score_and_limit():
     usual, tolerant = (
-        Inspector(program(limit=LimitSettings(threshold=threshold)), parts(8))
+        taught(program(limit=LimitSettings(threshold=threshold)), parts(8))
         for threshold in (1.0, 20.0)
     )
     bad = part(200, missing=6)
@@ -143,8 +151,8 @@ def test_the_program_threshold_scales_score_and_limit():
 def test_colour_and_grey_are_judged_alike():
     grey = part(100)
     colour = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    of_grey = Inspector(program(), parts(8))
-    of_colour = Inspector(program(), [cv2.cvtColor(one, cv2.COLOR_GRAY2BGR) for one in parts(8)])
+    of_grey = taught(program(), parts(8))
+    of_colour = taught(program(), [cv2.cvtColor(one, cv2.COLOR_GRAY2BGR) for one in parts(8)])
     scores = [
         inspector.inspect(one).score for inspector in (of_grey, of_colour) for one in (grey, colour)
     ]
@@ -152,7 +160,7 @@ def test_colour_and_grey_are_judged_alike():
 
 
 def test_judging_leaves_nothing_behind_for_the_next_part():
-    inspector = Inspector(program(), parts(8))
+    inspector = taught(program(), parts(8))
     before = inspector.inspect(part(100))
     kept = before.map.copy()
     inspector.inspect(part(200, missing=2))
@@ -163,7 +171,7 @@ def test_judging_leaves_nothing_behind_for_the_next_part():
 
 
 def test_each_stage_is_timed():
-    inspection = Inspector(program(), parts(8)).inspect(part(100))
+    inspection = taught(program(), parts(8)).inspect(part(100))
     assert set(inspection.timings_ms) == {
         "prepare",
         "gate",
@@ -182,7 +190,7 @@ def test_each_stage_is_timed():
     ("minimum", "count", "needed"), [(5, 0, 5), (5, 4, 5), (2, 1, 2), (1, 0, 1)]
 )
 def test_nothing_passes_with_too_few_references(minimum, count, needed):
-    inspector = Inspector(program(references=ReferenceSettings(minimum=minimum)), parts(count))
+    inspector = taught(program(references=ReferenceSettings(minimum=minimum)), parts(count))
     assert inspector.learned is None
     for picture in (part(0), part(200, missing=1)):
         assert_not_judged(
@@ -192,18 +200,18 @@ def test_nothing_passes_with_too_few_references(minimum, count, needed):
 
 @pytest.mark.parametrize(("minimum", "count"), [(5, 5), (2, 2), (1, 1)])
 def test_as_many_references_as_needed_are_enough(minimum, count):
-    inspector = Inspector(program(references=ReferenceSettings(minimum=minimum)), parts(count))
+    inspector = taught(program(references=ReferenceSettings(minimum=minimum)), parts(count))
     assert inspector.inspect(part(0)).verdict is not Verdict.NOT_JUDGED
 
 
 def test_a_known_reason_for_the_lack_of_references_is_told():
-    inspector = Inspector(program(), (), "the references' disk is on fire")
+    inspector = taught(program(), (), "the references' disk is on fire")
     assert_not_judged(
         inspector.inspect(part(0)), Reason.TOO_FEW_REFERENCES, "the references' disk is on fire"
     )
 
 
-@pytest.mark.parametrize("taught", [0, 8])
+@pytest.mark.parametrize("count", [0, 8])
 @pytest.mark.parametrize(
     ("spoil", "reason", "figures"),
     [
@@ -213,15 +221,15 @@ def test_a_known_reason_for_the_lack_of_references_is_told():
     ],
     ids=["dark", "bright", "flat"],
 )
-def test_a_picture_that_cannot_be_trusted_is_not_judged(taught, spoil, reason, figures):
-    inspection = Inspector(program(), parts(taught)).inspect(spoil(part(100)))
+def test_a_picture_that_cannot_be_trusted_is_not_judged(count, spoil, reason, figures):
+    inspection = taught(program(), parts(count)).inspect(spoil(part(100)))
     assert_not_judged(inspection, reason, *figures)
     assert inspection.health is not None
     assert inspection.picture.shape == (48, 64)
 
 
 def test_a_blurred_picture_is_not_judged():
-    inspection = Inspector(program(), parts(8)).inspect(blurred(part(100)))
+    inspection = taught(program(), parts(8)).inspect(blurred(part(100)))
     assert_not_judged(
         inspection, Reason.OUT_OF_FOCUS, f"{inspection.health.focus_ratio:.2f}", "0.4 needed"
     )
@@ -238,14 +246,14 @@ def test_a_blurred_picture_is_not_judged():
     ids=["a row less", "a column less", "twice", "one pixel"],
 )
 def test_a_frame_of_another_size_is_not_judged(frame):
-    inspection = Inspector(program(), parts(8)).inspect(frame)
+    inspection = taught(program(), parts(8)).inspect(frame)
     height, width = frame.shape
     assert_not_judged(inspection, Reason.WRONG_SIZE, f"{width} x {height}", f"{WIDTH} x {HEIGHT}")
 
 
 def test_a_frame_that_the_region_of_interest_leaves_is_not_judged():
     roi = RegionOfInterest(x=100, y=0, width=64, height=64)
-    inspection = Inspector(program(roi=roi), ()).inspect(part(100))
+    inspection = taught(program(roi=roi), ()).inspect(part(100))
     assert_not_judged(inspection, Reason.WRONG_SIZE, "[100, 0, 64, 64]", f"{WIDTH} x {HEIGHT}")
     assert inspection.picture is None
 
@@ -256,14 +264,14 @@ def test_a_frame_that_the_region_of_interest_leaves_is_not_judged():
     ids=["four channels", "16 bits", "empty"],
 )
 def test_what_is_no_picture_is_not_judged(frame):
-    inspection = Inspector(program(), parts(8)).inspect(frame)
+    inspection = taught(program(), parts(8)).inspect(frame)
     assert inspection.verdict is Verdict.NOT_JUDGED
     assert inspection.reason is Reason.WRONG_SIZE
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_comparison_that_gives_no_number_is_not_judged(monkeypatch, value):
-    inspector = Inspector(program(), parts(8))
+    inspector = taught(program(), parts(8))
     size = inspector.learned.limits.size
 
     def spoilt(_self, _planes, _seen, out):
@@ -283,14 +291,14 @@ def test_a_comparison_that_gives_no_number_is_not_judged(monkeypatch, value):
     ids=["of the program", "of a region"],
 )
 def test_a_threshold_too_small_to_divide_by_is_not_judged(changes):
-    inspector = Inspector(program(**changes), parts(8))
+    inspector = taught(program(**changes), parts(8))
     assert_not_judged(inspector.inspect(part(100)), Reason.NOT_FINITE, "too small")
 
 
 def test_a_pass_is_always_earned():
     """Whatever the camera delivers: a PASS has a finite score within the limit and no reason."""
     rng = np.random.default_rng(7)
-    inspector = Inspector(program(limit=LimitSettings(threshold=4.0)), parts(8))
+    inspector = taught(program(limit=LimitSettings(threshold=4.0)), parts(8))
     seen = set()
     for _ in range(60):
         mixed = part(int(rng.integers(1000)), missing=int(rng.integers(PADS + 3)))
@@ -311,7 +319,7 @@ def test_a_region_has_a_threshold_of_its_own():
     bad = part(200, missing=5)
     scores = {}
     for threshold in (1.0, 50.0):
-        inspector = Inspector(program(regions=(around(5, threshold=threshold),)), parts(8))
+        inspector = taught(program(regions=(around(5, threshold=threshold),)), parts(8))
         inspection = inspector.inspect(bad)
         (region,) = inspection.regions
         assert region.name == "pad"
@@ -324,9 +332,9 @@ def test_a_region_has_a_threshold_of_its_own():
 
 def test_a_stricter_region_fails_a_part_that_would_pass():
     good = part(100)
-    assert Inspector(program(), parts(8)).inspect(good).verdict is Verdict.PASS
+    assert taught(program(), parts(8)).inspect(good).verdict is Verdict.PASS
     regions = (around(5, "strict", threshold=0.05), around(0, "usual"))
-    inspection = Inspector(program(regions=regions), parts(8)).inspect(good)
+    inspection = taught(program(regions=regions), parts(8)).inspect(good)
     assert inspection.verdict is Verdict.FAIL
     assert {region.name: region.failed for region in inspection.regions} == {
         "strict": True,
@@ -339,14 +347,14 @@ def test_a_stricter_region_fails_a_part_that_would_pass():
 
 
 def test_the_rest_of_the_picture_is_judged_as_without_regions():
-    inspector = Inspector(program(regions=(around(5, threshold=50.0),)), parts(8))
+    inspector = taught(program(regions=(around(5, threshold=50.0),)), parts(8))
     inspection = inspector.inspect(part(200, missing=0))
     assert inspection.verdict is Verdict.FAIL
     assert not inspection.regions[0].failed
 
 
 def test_an_ignored_region_is_never_judged():
-    inspector = Inspector(program(regions=(around(5, ignore=True),)), parts(8))
+    inspector = taught(program(regions=(around(5, ignore=True),)), parts(8))
     inspection = inspector.inspect(part(200, missing=5))
     assert inspection.verdict is Verdict.PASS
     assert inspection.regions == ()
@@ -355,13 +363,13 @@ def test_an_ignored_region_is_never_judged():
 
 def test_an_ignored_region_of_the_references_does_not_raise_the_limit():
     references = [part(seed, missing=5 if seed % 2 else None) for seed in range(8)]
-    ignoring = Inspector(program(regions=(around(5, ignore=True),)), references)
-    looking = Inspector(program(), references)
+    ignoring = taught(program(regions=(around(5, ignore=True),)), references)
+    looking = taught(program(), references)
     assert ignoring.learned.zones[0].limit < looking.learned.zones[0].limit / 2
 
 
 def test_ignored_patches_are_nought_in_the_map():
-    inspector = Inspector(program(regions=(around(5, ignore=True),)), parts(8))
+    inspector = taught(program(regions=(around(5, ignore=True),)), parts(8))
     inspection = inspector.inspect(part(200, missing=5))
     left, top, right, bottom = pad(5)
     on_it = 0
@@ -376,7 +384,7 @@ def test_ignored_patches_are_nought_in_the_map():
 @pytest.mark.parametrize("order", [1, -1])
 def test_where_regions_overlap_the_stricter_counts(order):
     regions = (around(5, "lax", threshold=50.0), around(5, "strict", threshold=1.0))[::order]
-    inspection = Inspector(program(regions=regions), parts(8)).inspect(part(200, missing=5))
+    inspection = taught(program(regions=regions), parts(8)).inspect(part(200, missing=5))
     assert inspection.verdict is Verdict.FAIL
     assert {region.name: region.failed for region in inspection.regions} == {
         "lax": False,
@@ -388,7 +396,7 @@ def test_where_regions_overlap_the_stricter_counts(order):
 def test_what_one_region_ignores_is_ignored_for_all(order):
     whole = Region(name="whole", box=Box(0, 0, 1, 1))
     regions = (whole, around(5, "label", ignore=True))[::order]
-    inspector = Inspector(program(regions=regions), parts(8))
+    inspector = taught(program(regions=regions), parts(8))
     inspection = inspector.inspect(part(200, missing=5))
     assert inspection.verdict is Verdict.PASS
     assert [region.name for region in inspection.regions] == ["whole"]
@@ -398,7 +406,7 @@ def test_what_one_region_ignores_is_ignored_for_all(order):
 def test_a_polygon_holds_what_lies_in_it_and_no_more():
     # Over the upper left of the picture, which leaves out pad 6.
     triangle = Region(name="corner", polygon=((0.0, 0.0), (0.6, 0.0), (0.0, 0.6)))
-    inspector = Inspector(program(regions=(triangle,)), parts(8))
+    inspector = taught(program(regions=(triangle,)), parts(8))
     assert inspector.inspect(part(200, missing=0)).regions[0].failed
     inspection = inspector.inspect(part(200, missing=6))
     assert inspection.verdict is Verdict.FAIL
@@ -415,7 +423,7 @@ def test_a_polygon_holds_what_lies_in_it_and_no_more():
     ids=["between patches", "upper left edge", "lower right edge"],
 )
 def test_a_region_without_a_patch_of_its_own_gets_the_nearest(box, place):
-    inspector = Inspector(program(regions=(Region(name="tiny", box=box),)), parts(8))
+    inspector = taught(program(regions=(Region(name="tiny", box=box),)), parts(8))
     inspection = inspector.inspect(part(100))
     grid = inspector.learned.grid
     nearest = min(
@@ -428,13 +436,13 @@ def test_a_region_without_a_patch_of_its_own_gets_the_nearest(box, place):
 def test_a_program_that_ignores_everything_is_refused():
     everything = Region(name="all", box=Box(0, 0, 1, 1), ignore=True)
     with pytest.raises(ReferencesError, match="nothing is left to judge"):
-        Inspector(program(regions=(everything,)), parts(8))
+        taught(program(regions=(everything,)), parts(8))
 
 
 def test_a_region_that_is_wholly_ignored_by_others_is_refused():
     regions = (around(5, "pin"), Region(name="left", box=Box(0, 0, 0.6, 1), ignore=True))
     with pytest.raises(ReferencesError, match="region pin is to be judged"):
-        Inspector(program(regions=regions), parts(8))
+        taught(program(regions=regions), parts(8))
 
 
 # ---- learning ----------------------------------------------------------------------------------
@@ -475,7 +483,7 @@ def naive_leave_one_out(pictures):
 def test_leave_one_out_equals_the_specification_in_plain_loops(count):
     pictures = list(np.random.default_rng(count).integers(0, 256, (count, 18, 24), np.uint8))
     settings = program(resolution=24, references=ReferenceSettings(minimum=2))
-    learned = Inspector(settings, pictures).learned
+    learned = taught(settings, pictures).learned
     raw = np.array(learned.leave_one_out) * learned.zones[0].limit
     assert raw == pytest.approx(naive_leave_one_out(pictures), rel=1e-3)
 
@@ -487,9 +495,9 @@ def test_leave_one_out_equals_judging_each_by_the_others(method):
     judged = []
     for left_out, picture in enumerate(pictures):
         others = [one for index, one in enumerate(pictures) if index != left_out]
-        inspection = Inspector(settings, others).inspect(picture)
+        inspection = taught(settings, others).inspect(picture)
         judged.append(inspection.score * inspection.limit)
-    learned = Inspector(settings, pictures).learned
+    learned = taught(settings, pictures).learned
     raw = np.array(learned.leave_one_out) * learned.zones[0].limit
     assert raw == pytest.approx(judged, rel=1e-4)
 
@@ -501,13 +509,13 @@ def test_black_pixels_in_the_references_are_no_harm(method):
     pictures = [
         np.where(rng.random((HEIGHT, WIDTH)) < 0.4, 0, one).astype(np.uint8) for one in parts(7)
     ]
-    learned = Inspector(program(method=method), pictures).learned
+    learned = taught(program(method=method), pictures).learned
     assert np.isfinite(learned.leave_one_out).all()
 
 
 def test_references_of_different_sizes_are_refused():
     with pytest.raises(ReferencesError, match=r"127 x 96, 128 x 96 pixels"):
-        Inspector(program(), [*parts(6), part(7)[:, 1:]])
+        taught(program(), [*parts(6), part(7)[:, 1:]])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -515,16 +523,16 @@ def test_references_of_different_sizes_are_refused():
 def test_references_that_are_all_the_same_picture_are_refused(method, count):
     settings = program(method=method, references=ReferenceSettings(minimum=2))
     with pytest.raises(ReferencesError, match="the same picture"):
-        Inspector(settings, [part(1)] * count)
+        taught(settings, [part(1)] * count)
 
 
 def test_a_picture_smaller_than_one_patch_is_refused():
     with pytest.raises(ImageError, match="smaller than one patch"):
-        Inspector(program(), [one[:12] for one in parts(8)])
+        taught(program(), [one[:12] for one in parts(8)])
 
 
 def test_the_parameters_of_the_program_are_used():
-    usual = Inspector(program(), parts(8)).learned
+    usual = taught(program(), parts(8)).learned
     usual_limit = usual.zones[0].limit
     for changed in (
         {"p": 2.0},
@@ -533,8 +541,34 @@ def test_the_parameters_of_the_program_are_used():
         {"part": 7},
         {"stride": 3},
     ):
-        changed_limit = Inspector(program(soartc=changed), parts(8)).learned.zones[0].limit
+        changed_limit = taught(program(soartc=changed), parts(8)).learned.zones[0].limit
         assert changed_limit != usual_limit
-    coarse = Inspector(program(soartc={"step": 4}), parts(8)).learned
+    coarse = taught(program(soartc={"step": 4}), parts(8)).learned
     assert (coarse.grid.rows, coarse.grid.cols) == (11, 15)
     assert (usual.grid.rows, usual.grid.cols) == (21, 29)
+
+
+def test_no_region_fails_in_a_part_that_passes_by_a_hair():
+    regions = (Region(name="all", box=Box(0, 0, 1, 1)),)
+    inspector = taught(program(regions=regions), parts(8))
+    learned = inspector.learned
+    reduced = ReducedCrop.of(part(100), inspector.program.resolution).picture
+    highest = float(learned.eye.look(reduced).map.max())
+    just_below = float(np.nextafter(highest, 0))
+    (zone,) = learned.zones
+    inspector.learned = replace(
+        learned,
+        zones=(replace(zone, limit=just_below),),
+        limits=np.full_like(learned.limits, just_below),
+    )
+    inspection = inspector.inspect(part(100))
+    assert inspection.score == pytest.approx(1.0, abs=1e-6)
+    assert inspection.regions[0].failed == (inspection.verdict is Verdict.FAIL)
+
+
+@pytest.mark.parametrize("longest", [40, 2000])
+def test_a_reduced_crop_does_not_keep_the_frame(longest):
+    frame = np.zeros((200, 300), np.uint8)
+    reduced = ReducedCrop.of(frame[50:150, 100:220], longest)
+    assert reduced.size == (100, 120)
+    assert not np.may_share_memory(reduced.picture, frame)

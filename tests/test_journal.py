@@ -89,6 +89,14 @@ def test_a_transaction_is_found_again_also_after_reopening(path):
         assert journal.find_transaction("T-2") is None
 
 
+def test_a_transaction_whose_verdict_is_damaged_is_an_error(path):
+    with Journal.open(path) as journal:
+        journal.commit(a_verdict(transaction="T-1"))
+        journal._connection.execute("UPDATE inspection SET payload = '{}'")
+        with pytest.raises(JournalError, match="verdict 1 of the journal could not be read"):
+            journal.find_transaction("T-1")
+
+
 def test_a_commit_that_fails_leaves_no_gap_and_nothing_behind(path):
     with Journal.open(path) as journal:
         journal.commit(a_verdict(transaction="T-1"))
@@ -113,6 +121,24 @@ def test_a_full_disk_is_an_error_and_the_journal_goes_on_when_there_is_room(path
             signal.signal(signal.SIGXFSZ, ignored)
         assert seqs(journal.read(1, 10)) == [1]
         assert journal.commit(a_verdict()).seq == 2
+
+
+def test_a_probe_fails_while_the_disk_is_full_and_leaves_nothing_behind(path):
+    with Journal.open(path) as journal:
+        journal.commit(a_verdict())
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        wal_bytes = path.with_name("journal.db-wal").stat().st_size
+        # Room for a page, but not for a verdict.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (wal_bytes + 3 * 4096, limits[1]))
+        try:
+            with pytest.raises(JournalError, match=r"cannot be written.*journal\.db"):
+                journal.probe()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        journal.probe()
+        assert journal.commit(a_verdict()).seq == 2
+        assert seqs(journal.read(1, 10)) == [1, 2]
+        assert journal._connection.execute("SELECT key FROM meta").fetchall() == [("journal_id",)]
 
 
 def test_unsent_rows_come_in_order_until_they_are_marked(path):

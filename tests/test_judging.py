@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,15 +12,18 @@ from station import SIMULATED, Station, good_part
 from verdicts import a_verdict
 
 from inspectd import config, judging
+from inspectd import service as service_module
 from inspectd.errors import CameraLost
-from inspectd.inspector import Inspector
+from inspectd.inspector import Inspector, ReducedCrop
 from inspectd.journal import Journal
 from inspectd.judging import CameraClosed, CameraKeeper, Painter
 from inspectd.payload import MapPayload, StatePayload, VerdictPayload, decode_verdict
-from inspectd.records import Frame
+from inspectd.records import Frame, TriggerSource
 from inspectd.service import Service
 from inspectd.settings import Program
 from inspectd.state import State, StationState
+from inspectd.teaching import learn_program
+from inspectd.trigger import trigger_now
 
 
 class UnsteadyCamera:
@@ -139,6 +143,55 @@ def test_whatever_fails_while_judging_is_answered_not_judged(
     assert judged.score is not None
 
 
+def test_a_lost_camera_does_not_fill_the_journal_when_every_picture_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(judging, "FIRST_REOPENING_S", 0.1)
+    camera = UnsteadyCamera()
+    camera.captures_to_fail, camera.openings_to_fail = 1, 0
+    monkeypatch.setattr(service_module, "make_camera", lambda _settings: camera)
+    station = Station(tmp_path, camera=SIMULATED % 100, trigger="{source: continuous}")
+    station.teach()
+    service = Service(config.load(station.file))
+    running = threading.Thread(target=service.run)
+    running.start()
+    try:
+        assert eventually(lambda: len(station.rows()) >= 3)
+    finally:
+        service.request_stop()
+        running.join()
+    with Journal.open(station.journal) as journal:
+        lost, *judged = (decode_verdict(row.payload) for row in journal.read(1, 3))
+    assert (lost.verdict, lost.reason) == ("NOT_JUDGED", "camera lost")
+    assert all(verdict.score is not None for verdict in judged)
+
+
+@pytest.mark.parametrize(("waited_s", "stale"), [(1.0, False), (3.0, True)])
+def test_a_trigger_that_waited_too_long_does_not_judge_the_next_part(
+    tmp_path: Path, waited_s: float, stale: bool
+):
+    station = Station(
+        tmp_path,
+        camera=SIMULATED % 100,
+        trigger="{source: mqtt}",
+        extra="capture_timeout_s: 2.0\n",
+    )
+    station.teach()
+    settings = config.load(station.file)
+    service = Service(settings)
+    service._judge.judge_by(learn_program(settings, settings.station.program))
+    trigger = trigger_now(TriggerSource.MQTT, part_id="A-1")
+    late = replace(trigger, requested_ns=trigger.requested_ns - int(waited_s * 1e9))
+    service._judge.answer(late)
+    service._camera.close()
+    (row,) = service._journal.read(1, 9)
+    service._journal.close()
+    verdict = decode_verdict(row.payload)
+    assert verdict.part_id == "A-1"
+    assert (verdict.reason == "stale trigger") is stale
+    assert (verdict.score is None) is stale
+
+
 class Recorder:
     """An outbox that only remembers what was offered, and can hold the painter up."""
 
@@ -160,7 +213,8 @@ class Recorder:
 @pytest.mark.parametrize("orders", [3, 9])
 def test_heatmaps_that_wait_are_drawn_and_the_oldest_left_out(tmp_path: Path, orders: int):
     station = Station(tmp_path, camera=SIMULATED % 100, trigger="{source: continuous}")
-    inspector = Inspector(Program(), [good_part(number) for number in range(5)])
+    references = [ReducedCrop.of(good_part(number), 100) for number in range(5)]
+    inspector = Inspector(Program(), references)
     inspection = inspector.inspect(good_part(5))
     recorder = Recorder()
     painter = Painter(config.load(station.file), recorder, lambda: True)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,11 @@ def new(seed: int, *, colour: bool = True) -> NewReference:
     )
 
 
+def whole(pixels: Image) -> Image:
+    """Keep the picture itself."""
+    return pixels
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> ReferenceStore:
     return ReferenceStore(tmp_path / "references" / "connector")
@@ -50,7 +56,7 @@ def own_files(store: ReferenceStore) -> set[str]:
 
 
 def test_an_empty_store_has_no_references_and_makes_no_folder(store):
-    loaded = store.load()
+    loaded = store.check()
     assert loaded.pictures == ()
     assert loaded.anchor is None
     assert loaded.problems == ()
@@ -59,16 +65,33 @@ def test_an_empty_store_has_no_references_and_makes_no_folder(store):
     assert not store.directory.exists()
 
 
+def test_no_more_than_one_picture_is_held_at_a_time(store):
+    """A hundred of them at full resolution are half a gigabyte."""
+    store.add([new(seed) for seed in range(4)], ROI)
+    read: list[weakref.ref] = []
+
+    def mean(pixels: Image) -> float:
+        read.append(weakref.ref(pixels))
+        assert [one() is None for one in read[:-1]] == [True] * (len(read) - 1)
+        return float(pixels.mean())
+
+    loaded = store.load(mean)
+    assert [one.kept for one in loaded.pictures] == [picture(seed).mean() for seed in range(4)]
+    assert loaded.anchor is not None
+    assert loaded.anchor.kept == picture(0).mean()
+    assert read[-1]() is None
+
+
 @pytest.mark.parametrize("colour", [True, False])
 def test_pictures_come_back_pixel_by_pixel_in_their_order(store, colour):
     added = store.add([new(seed, colour=colour) for seed in (3, 1, 2)], ROI)
-    loaded = store.load()
+    loaded = store.load(whole)
     assert loaded.problems == ()
     assert loaded.roi == ROI
     assert [one.file for one in loaded.pictures] == [one.file for one in added]
     for one, seed in zip(loaded.pictures, (3, 1, 2), strict=True):
-        assert one.pixels.dtype == np.uint8
-        assert np.array_equal(one.pixels, picture(seed, colour=colour))
+        assert one.kept.dtype == np.uint8
+        assert np.array_equal(one.kept, picture(seed, colour=colour))
         assert one.sha256 == pixel_checksum(picture(seed, colour=colour))
         assert one.file == f"{one.sha256[:16]}.png"
     assert loaded.anchor is not None
@@ -123,16 +146,16 @@ def test_the_hash_depends_on_the_usable_pictures_and_not_on_their_order(store, t
     other = ReferenceStore(tmp_path / "other")
     store.add([new(1), new(2)], ROI)
     other.add([new(2), new(1)], ROI)
-    both = store.load().hash
+    both = store.check().hash
     assert len(both) == 12
     assert int(both, 16) >= 0
-    assert other.load().hash == both
+    assert other.check().hash == both
     other.add([new(3)], ROI)
-    assert other.load().hash != both
+    assert other.check().hash != both
     other.remove([store_file(other, 3)])
-    assert other.load().hash == both
+    assert other.check().hash == both
     (other.directory / store_file(other, 1)).write_bytes(b"broken")
-    assert other.load().hash != both
+    assert other.check().hash != both
 
 
 def store_file(store: ReferenceStore, seed: int) -> str:
@@ -160,7 +183,7 @@ def test_references_cut_otherwise_are_refused_whole(store):
 def test_the_first_batch_must_be_of_one_size_too(store):
     with pytest.raises(ReferencesError, match=r"40 x 20 .* 40 x 30 \(as part_1.png\)"):
         store.add([new(1), replace(new(2), pixels=picture(2)[:20])], ROI)
-    assert store.load().pictures == ()
+    assert store.check().pictures == ()
 
 
 def test_a_disk_that_refuses_is_named(tmp_path):
@@ -179,7 +202,7 @@ def test_remove_by_name_and_by_beginning(store):
     assert [entry.origin for entry in removed] == ["part_2.png", "part_3.png"]
     assert [entry.origin for entry in store.entries()] == ["part_1.png", "part_4.png"]
     assert pngs(store) == {added[0].file, added[3].file}
-    assert store.load().problems == ()
+    assert store.check().problems == ()
 
 
 def test_an_unknown_name_removes_nothing_and_tells_the_nearest(store):
@@ -216,17 +239,17 @@ def test_removing_from_an_empty_store_says_so(store):
 def test_the_anchor_stays_for_the_others_when_it_is_removed(store):
     added = store.add([new(1), new(2)], ROI)
     store.remove([added[0].file])
-    loaded = store.load()
+    loaded = store.load(whole)
     assert [one.file for one in loaded.pictures] == [added[1].file]
     assert loaded.anchor is not None
-    assert np.array_equal(loaded.anchor.pixels, picture(1))
+    assert np.array_equal(loaded.anchor.kept, picture(1))
     assert loaded.problems == ()
     assert [entry.origin for entry in store.entries()] == ["part_2.png"]
     with pytest.raises(ReferencesError, match="there is no reference"):
         store.remove([added[0].file])
     (again,) = store.add([new(1)], ROI)
     assert again.duplicate_of is None
-    assert len(store.load().pictures) == 2
+    assert len(store.check().pictures) == 2
 
 
 def test_with_the_last_reference_everything_goes(store):
@@ -234,10 +257,10 @@ def test_with_the_last_reference_everything_goes(store):
     store.remove([added[0].file])
     store.remove([added[1].file])
     assert pngs(store) == set()
-    assert store.load().anchor is None
+    assert store.check().anchor is None
     (other,) = store.add([new(3)], None)  # another region of interest is welcome now
-    assert store.load().anchor is not None
-    assert store.load().roi is None
+    assert store.check().anchor is not None
+    assert store.check().roi is None
     assert pngs(store) == {other.file}
 
 
@@ -251,7 +274,7 @@ def test_damaged_and_missing_pictures_are_named_and_the_rest_goes_on(store):
     paths[1].write_bytes(b"")
     cv2.imwrite(str(paths[2]), picture(99))
     paths[3].unlink()
-    loaded = store.load()
+    loaded = store.check()
     assert [one.file for one in loaded.pictures] == [added[4].file]
     assert loaded.anchor is None
     assert len(loaded.problems) == 4
@@ -269,7 +292,7 @@ def test_one_flipped_bit_is_noticed(store):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    loaded = store.load()
+    loaded = store.check()
     assert loaded.pictures == ()
     assert len(loaded.problems) == 1
 
@@ -277,24 +300,24 @@ def test_one_flipped_bit_is_noticed(store):
 def test_teaching_a_damaged_picture_again_mends_it(store):
     added = store.add([new(1), new(2)], ROI)
     (store.directory / added[1].file).write_bytes(b"")
-    assert len(store.load().problems) == 1
+    assert len(store.check().problems) == 1
     store.add([new(2)], ROI)
-    assert store.load().problems == ()
-    assert len(store.load().pictures) == 2
+    assert store.check().problems == ()
+    assert len(store.check().pictures) == 2
 
 
 def test_a_damaged_picture_can_be_removed(store):
     added = store.add([new(1), new(2)], ROI)
     (store.directory / added[1].file).unlink()
     store.remove([added[1].file])
-    assert store.load().problems == ()
+    assert store.check().problems == ()
 
 
 def test_pictures_that_no_index_names_are_not_used_and_foreign_ones_never_deleted(store):
     store.add([new(1)], ROI)
     foreign = store.directory / "my_part.png"
     cv2.imwrite(str(foreign), picture(7))
-    loaded = store.load()
+    loaded = store.check()
     assert len(loaded.pictures) == 1
     (problem,) = loaded.problems
     assert "my_part.png" in problem
@@ -321,7 +344,7 @@ def test_a_damaged_index_is_an_error_and_is_never_overwritten(store, damage):
     index.write_bytes(damage(index.read_bytes()))
     left = index.read_bytes()
     for use in (
-        store.load,
+        store.check,
         store.entries,
         lambda: store.add([new(3)], ROI),
         lambda: store.remove([added[0].file]),
@@ -337,7 +360,7 @@ def test_a_damaged_index_is_an_error_and_is_never_overwritten(store, damage):
 def test_a_lost_index_is_an_error_and_no_picture_is_deleted(store):
     added = store.add([new(1), new(2)], ROI)
     (store.directory / "index.json").unlink()
-    for use in (store.load, lambda: store.add([new(3)], ROI)):
+    for use in (store.check, lambda: store.add([new(3)], ROI)):
         with pytest.raises(ReferencesError, match=r"index.json is not there, but 2 pictures are"):
             use()
     assert pngs(store) == {one.file for one in added}
@@ -409,18 +432,18 @@ def test_a_crash_while_adding_leaves_the_old_state_or_the_new(store):
     deaths = 0
     for _ in crash(store, "add", 2, 3):
         deaths += 1
-        loaded = store.load()
+        loaded = store.check()
         assert origins(store) in (["part_1.png"], ["part_1.png", "part_2.png", "part_3.png"])
         assert len(loaded.pictures) == len(store.entries())
         assert all("not in the index" in problem for problem in loaded.problems)
     assert deaths > 8
-    assert len(store.load().pictures) == 3
+    assert len(store.check().pictures) == 3
     assert own_files(store) == {*pngs(store), "index.json", ".lock"}
 
 
 def test_a_crash_in_the_first_teach_leaves_a_store_that_can_be_taught(store):
     for _ in crash(store, "add", 1, 2):
-        assert len(store.load().pictures) in (0, 2)
+        assert len(store.check().pictures) in (0, 2)
     assert own_files(store) == {*pngs(store), "index.json", ".lock"}
     assert len(pngs(store)) == 2
 
@@ -433,22 +456,22 @@ def test_a_crash_while_removing_never_brings_a_picture_back(store):
             gone = True
             break
         writer(store, "remove", crash_at, added[1].file).wait(timeout=60)
-        loaded = store.load()
+        loaded = store.check()
         assert origins(store)[0] == "part_1.png"
         assert len(loaded.pictures) == len(store.entries())
     assert gone
     # The crash may have left the picture's file: not used, and swept by the next writer.
-    assert len(store.load().pictures) == 2
+    assert len(store.check().pictures) == 2
     store.add([new(4)], ROI)
     assert added[1].file not in pngs(store)
-    assert store.load().problems == ()
+    assert store.check().problems == ()
 
 
 def test_what_an_interrupted_write_left_is_swept_by_the_next(store):
     (added,) = store.add([new(1)], ROI)
     (store.directory / ".writing-index.json").write_bytes(b"{")
     (store.directory / "0123456789abcdef.png").write_bytes(b"half a pict")
-    (problem,) = store.load().problems
+    (problem,) = store.check().problems
     assert "interrupted teach" in problem
     store.add([new(1)], ROI)
     assert own_files(store) == {added.file, "index.json", ".lock"}
@@ -457,7 +480,7 @@ def test_what_an_interrupted_write_left_is_swept_by_the_next(store):
 def test_two_writers_at_once_lose_nothing(store):
     running = [writer(store, "add", 0, *range(first, first + 6)) for first in (0, 100, 200)]
     assert [one.wait(timeout=60) for one in running] == [0, 0, 0]
-    loaded = store.load()
+    loaded = store.check()
     assert loaded.problems == ()
     assert sorted(origins(store)) == sorted(
         f"part_{first + number}.png" for first in (0, 100, 200) for number in range(6)
@@ -478,7 +501,7 @@ def test_photographs_are_kept_without_loss(store):
         ],
         None,
     )
-    loaded = store.load()
+    loaded = store.load(whole)
     assert loaded.problems == ()
     for one, pixels in zip(loaded.pictures, pictures, strict=True):
-        assert np.array_equal(one.pixels, pixels)
+        assert np.array_equal(one.kept, pixels)

@@ -1,14 +1,14 @@
 """The service as its users meet it: a process, a real broker, pictures; nothing replaced."""
 
 import json
+import resource
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,8 +31,12 @@ from station import (
 )
 
 from inspectd import config
+from inspectd import service as service_module
 from inspectd.commands.private_broker import PrivateBroker
+from inspectd.inspector import Inspector
 from inspectd.service import Service
+from inspectd.settings import Program
+from inspectd.teaching import Lesson
 
 ON_REQUEST = "{source: mqtt}"
 EVERY_PICTURE = "{source: continuous}"
@@ -144,6 +148,34 @@ def test_triggers_of_the_station_itself_end_with_the_recording(
     assert len(station.rows()) == 5, service.log
 
 
+def test_a_recording_without_a_readable_picture_ends_the_service_without_verdicts(
+    make_station: Callable[..., Station],
+):
+    station = make_station(camera="{driver: replay, path: parts}", trigger=EVERY_PICTURE)
+    station.teach()
+    folder = write_pictures(station.folder / "parts", range(2))
+    for picture in folder.iterdir():
+        cut_short(picture)
+    service = station.start()
+    assert service.wait() == 1, service.log
+    assert "not one picture of" in service.log
+    assert "Traceback" not in service.log
+    assert station.rows() == []
+
+
+def test_a_mistake_in_a_program_not_judged_by_is_told_and_does_not_stop_the_line(
+    make_station: Callable[..., Station],
+):
+    station = make_station(camera="{driver: replay, path: parts}", trigger=EVERY_PICTURE)
+    station.teach()
+    write_pictures(station.folder / "parts", range(2))
+    (station.folder / "programs" / "other.yaml").write_text("resolutoin: 100\n")
+    service = station.start()
+    assert service.wait() == 0, service.log
+    assert "other.yaml:1: resolutoin: unknown key (did you mean resolution?)" in service.log
+    assert len(station.rows()) == 2
+
+
 def test_a_request_after_the_end_of_the_recording_is_answered(
     make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
 ):
@@ -201,7 +233,10 @@ def test_requests(
     subscriber.wait_for(answers, 2)
     assert decoded(subscriber, answers)[1] == first
 
+    # But an old PASS is no answer for another part.
+    repeated = b'{"part_id": "A-2", "transaction": "t1"}'
     wrong = {
+        repeated: "transaction t1 was for part A-1 (seq 1), now for part A-2",
         b"nonsense": "JSON",
         b'{"part_id": 5}': "part_id",
         b'{"part": "A-2"}': "part",
@@ -338,6 +373,34 @@ def test_sigterm_while_the_camera_is_waited_for(
     wait_until(subscriber, TOPICS.verdict, lambda p: json.loads(p)["frame"] == "20.png")
     assert service.stop() == 0, service.log
     assert len(station.rows()) == 3, service.log
+
+
+def test_a_stop_does_not_wait_for_the_references_to_be_learned(
+    make_station: Callable[..., Station], monkeypatch: pytest.MonkeyPatch
+):
+    """Learning compiles kernels at the first start, which takes half a minute."""
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST)
+    station.teach()
+    service = Service(config.load(station.file))
+    learning, go_on = threading.Event(), threading.Event()
+
+    def learn(*_arguments: object) -> Lesson:
+        learning.set()
+        assert go_on.wait(30)
+        return Lesson(Inspector(Program(), ()))
+
+    monkeypatch.setattr(service_module, "learn_program", learn)
+    running = threading.Thread(target=service.run)
+    running.start()
+    try:
+        assert learning.wait(30)
+        service.request_stop()
+        running.join(30)
+        assert not running.is_alive()
+        assert service._state.payload.state == "stopping"
+    finally:
+        go_on.set()
+        running.join()
 
 
 def test_sigkill_loses_no_verdict_and_no_number(
@@ -487,7 +550,17 @@ def test_a_station_becomes_ready_by_teaching_it(
     assert service.stop() == 0, service.log
 
 
-def test_without_a_journal_there_is_no_verdict(
+@contextmanager
+def disk_full(pid: int, journal: Path) -> Iterator[None]:
+    """The process's files cannot grow meanwhile beyond what the journal's WAL has."""
+    free = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    used = journal.with_name("journal.db-wal").stat().st_size
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (used, free[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, free)
+
+
+def test_without_a_journal_there_is_no_verdict_and_the_station_comes_back_by_itself(
     make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
 ):
     subscriber = subscribe(broker)
@@ -497,27 +570,25 @@ def test_without_a_journal_there_is_no_verdict(
     wait_until_available(subscriber)
     request(subscriber, {"part_id": "A-1", "transaction": "t1"})
     wait_for_verdicts(subscriber, 1)
+    assert eventually(lambda: station.rows()[0][2])  # marked sent, so that nothing else writes
 
-    with closing(sqlite3.connect(station.journal)) as database:
-        database.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON inspection "
-            "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
-        )
-    request(subscriber, {"part_id": "A-2", "transaction": "t2"})
-    subscriber.wait_for(TOPICS.response("trigger"), 2)
-    answer = decoded(subscriber, TOPICS.response("trigger"))[1]
-    assert (answer["ok"], answer["transaction"], answer["verdict"]) == (False, "t2", None)
-    assert answer["error"].startswith("NOT_JUDGED: journal unavailable")
-    assert "the disk is full" in answer["error"]
-    state = wait_for_state(subscriber, "journal_fault")
-    assert "the disk is full" in state["detail"]
-    assert eventually(lambda: payloads(subscriber.received(TOPICS.availability))[-1] == b"offline")
-    assert len(verdicts(subscriber)) == len(subscriber.received(TOPICS.result)) == 1
+    with disk_full(service.process.pid, station.journal):
+        request(subscriber, {"part_id": "A-2", "transaction": "t2"})
+        subscriber.wait_for(TOPICS.response("trigger"), 2)
+        answer = decoded(subscriber, TOPICS.response("trigger"))[1]
+        assert (answer["ok"], answer["transaction"], answer["verdict"]) == (False, "t2", None)
+        assert answer["error"].startswith("NOT_JUDGED: journal unavailable")
+        assert "could not be committed" in answer["error"]
+        wait_for_state(subscriber, "journal_fault")
+        # It has looked again, in vain.
+        wait_until(subscriber, TOPICS.state, lambda raw: b"the journal cannot be written" in raw)
+        available = payloads(subscriber.received(TOPICS.availability))
+        assert (available[-1], available.count(b"online")) == (b"offline", 1)
+        assert len(verdicts(subscriber)) == len(subscriber.received(TOPICS.result)) == 1
 
-    with closing(sqlite3.connect(station.journal)) as database:
-        database.execute("DROP TRIGGER full")
+    # A requester that heeds the availability asks for nothing until then.
+    wait_until_available(subscriber, 2)
     request(subscriber, {"part_id": "A-2", "transaction": "t2"})
     last = wait_for_verdicts(subscriber, 2)[1]
     assert (last["seq"], last["part_id"]) == (2, "A-2")
-    wait_until_available(subscriber, 2)
     assert service.stop() == 0

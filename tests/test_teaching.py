@@ -36,6 +36,11 @@ def good(count: int, first: int = 0) -> list[Candidate]:
     return offered(**{f"good{first + n}": part(first + n) for n in range(count)})
 
 
+def whole(pixels: Image) -> Image:
+    """Keep the picture itself."""
+    return pixels
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> ReferenceStore:
     return ReferenceStore(tmp_path / "references" / "connector")
@@ -50,8 +55,8 @@ def test_good_pictures_become_references_with_their_origin(store):
     assert taught.added == tuple(f"good{n}" for n in range(6))
     assert (taught.duplicates, taught.refused, taught.total) == ((), (), 6)
     assert written == [1, 2, 3, 4, 5, 6]
-    for number, reference in enumerate(store.load().pictures):
-        assert np.array_equal(reference.pixels, part(number))
+    for number, reference in enumerate(store.load(whole).pictures):
+        assert np.array_equal(reference.kept, part(number))
     for entry, candidate in zip(store.entries(), good(6), strict=True):
         assert (entry.origin, entry.taken_at) == (candidate.name, TAKEN)
         assert entry.settings_hash == HASH
@@ -60,9 +65,9 @@ def test_good_pictures_become_references_with_their_origin(store):
 def test_the_region_of_interest_is_cut_out(store):
     roi = RegionOfInterest(x=8, y=4, width=100, height=80)
     teach(program(roi=roi), store, good(2), HASH)
-    loaded = store.load()
+    loaded = store.load(whole)
     assert loaded.roi == roi
-    assert np.array_equal(loaded.pictures[0].pixels, part(0)[4:84, 8:108])
+    assert np.array_equal(loaded.pictures[0].kept, part(0)[4:84, 8:108])
 
 
 def test_a_reference_already_is_named_and_not_added_again(store):
@@ -220,7 +225,7 @@ def test_what_was_taught_is_judged_by(tmp_path):
     assert lesson.problems == ()
     (doubt,) = lesson.doubts
     assert doubt.startswith("from 6 good parts the limit")
-    assert lesson.references_hash == reference_store(made, "connector").load().hash
+    assert lesson.references_hash == reference_store(made, "connector").check().hash
     assert lesson.inspector.reference_count == 6
     assert lesson.inspector.inspect(part(100)).verdict is Verdict.PASS
     assert lesson.inspector.inspect(part(100, missing=4)).verdict is Verdict.FAIL

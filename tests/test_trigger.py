@@ -237,16 +237,20 @@ def ticks_of(monkeypatch, clock: LateClock, interval_s: float) -> list[float]:
     return asked
 
 
-def test_lateness_does_not_add_up(monkeypatch):
+def test_lateness_does_not_add_up(monkeypatch, caplog):
     clock = LateClock(100, lambda _: 0.3)
     asked = ticks_of(monkeypatch, clock, 2.0)
     assert asked == pytest.approx([2.0 * tick + 0.3 for tick in range(100)])
+    assert not caplog.records
 
 
-def test_after_one_long_delay_it_is_back_in_step(monkeypatch):
-    clock = LateClock(6, lambda wait: 1.5 if wait == 2 else 0.0)
+def test_what_was_missed_in_a_long_delay_is_skipped_and_told_once(monkeypatch, caplog):
+    clock = LateClock(6, lambda wait: 4.5 if wait == 2 else 0.0)
     asked = ticks_of(monkeypatch, clock, 1.0)
-    assert asked == pytest.approx([0.0, 1.0, 3.5, 3.5, 4.0, 5.0])
+    assert asked == pytest.approx([0.0, 1.0, 6.5, 7.0, 8.0, 9.0])
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "4 of its instants passed without a verdict" in record.getMessage()
 
 
 def test_the_timer_fills_the_line_until_it_is_stopped():

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from inspectd.camera.simulated import render
-from inspectd.inspector import Inspector
+from inspectd.inspector import Inspector, ReducedCrop
 from inspectd.records import GreyImage, Verdict
 from inspectd.settings import AlignmentSettings, Program, SimulatedCamera
 
@@ -68,7 +68,8 @@ def inspection_table(rounds: int, advance: Callable[[], None]) -> Table:
     judged = frames(REFERENCES, FRAMES, advance)
     inspectors = []
     for way in WAYS:
-        inspectors.append(Inspector(way, references))
+        reduced = [ReducedCrop.of(frame, way.resolution) for frame in references]
+        inspectors.append(Inspector(way, reduced))
         advance()
     stages: list[dict[str, list[float]]] = [{stage: [] for stage in STAGES} for _ in WAYS]
     totals: list[list[float]] = [[] for _ in WAYS]

@@ -17,6 +17,7 @@ from inspectd.commands.teach import load_for, progress_bar
 from inspectd.errors import PermanentError, PictureUnreadable
 from inspectd.imaging.heatmap import encode_png, render_heatmap
 from inspectd.inspector import Inspector
+from inspectd.payload import judgement
 from inspectd.records import Inspection, Verdict
 from inspectd.settings import Settings
 from inspectd.teaching import learn_program
@@ -73,7 +74,8 @@ def inspect(path: Path, program: str, images: list[Path], *, as_json: bool, outp
             typer.echo(json_line(result))
     else:
         print_table(results, program)
-        typer.echo(f"heatmaps in {output}")
+        drawn = sum(result.heatmap is not None for result in results)
+        typer.echo(f"{drawn} heatmaps in {output}")
     return 0 if all(result.verdict is Verdict.PASS for result in results) else NOT_PASSED
 
 
@@ -127,18 +129,13 @@ def inspect_one(
 
 
 def json_line(result: Result) -> str:
-    """One picture as a JSON object."""
-    inspection = result.inspection
+    """One picture as a JSON object; what was found has the fields of the verdict's payload."""
+    unreadable = Inspection(Verdict.NOT_JUDGED, detail=result.error)
+    inspection = result.inspection or unreadable
     record = {
         "image": str(result.image),
-        "verdict": result.verdict.value,
-        "reason": inspection.reason.value if inspection and inspection.reason else None,
-        "detail": inspection.detail if inspection else result.error,
-        "score": inspection.score if inspection else None,
-        "limit": inspection.limit if inspection else None,
-        "regions": inspection.regions if inspection else (),
-        "peak": inspection.peak if inspection else None,
-        "timings_ms": dict(inspection.timings_ms) if inspection else {},
+        **judgement(inspection),
+        "timings_ms": dict(inspection.timings_ms),
         "heatmap": str(result.heatmap) if result.heatmap else None,
     }
     return msgspec.json.encode(record).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from pathlib import Path
 from types import FrameType
@@ -9,15 +10,20 @@ from types import FrameType
 from inspectd import config
 from inspectd.service import Service
 
+_logger = logging.getLogger(__name__)
+
 
 def run(path: Path) -> int:
     """Run the station of a settings file until SIGTERM, Ctrl-C or the end of a recording.
 
     Raises:
-        SettingsError: the settings are wrong; every mistake is in it.
+        SettingsError: the station file or its program is wrong; every mistake is in it.
         InspectdError: what kept the service from starting, or from going on.
     """
-    service = Service(config.load(path))
+    settings, problems = config.load_to_run(path)
+    for problem in problems:
+        _logger.warning("left out, a program that is not judged by: %s", problem)
+    service = Service(settings)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         service.request_stop()

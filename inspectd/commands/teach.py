@@ -152,7 +152,7 @@ def show(path: Path, program: str) -> int:
             entry.origin,
         )
     Console().print(table)
-    problems = store.load().problems
+    problems = store.check().problems
     for problem in problems:
         typer.echo(problem, err=True)
     typer.echo(f"{len(store.entries())} references in {store.directory}")

@@ -59,7 +59,7 @@ def tune(path: Path, program: str, good: Path | None, bad: Path | None, output: 
             typer.echo(problem, err=True)
         if lesson.inspector.learned is None:
             raise PermanentError(f"program {program} cannot judge: {lesson.hindrance}")
-        references = store.load()
+        references = store.check()
         known = frozenset(reference.sha256 for reference in references.pictures)
         groups = [
             judge_folder(lesson.inspector, folder, known, progress, is_good=is_good)

@@ -34,6 +34,22 @@ def load(path: Path) -> Settings:
     Raises:
         SettingsError: with every problem of the station file and of all program files.
     """
+    settings, others = load_to_run(path)
+    if others:
+        raise SettingsError(others)
+    return settings
+
+
+def load_to_run(path: Path) -> tuple[Settings, tuple[Problem, ...]]:
+    """The same as far as a station needs it to run: a mistake in the file of a program that it
+    does not judge by must not keep it from starting.
+
+    Returns:
+        The settings without the programs that are faulty, and the problems of their files.
+
+    Raises:
+        SettingsError: the station file or its program is wrong; with every problem of all files.
+    """
     walk = Walk(str(path))
     station = _read_file(walk, path, Station)
     folder = path.parent / "programs"
@@ -42,16 +58,26 @@ def load(path: Path) -> Settings:
     name = getattr(station, "program", None)
     if name is not None and name not in programs:
         problems.append(_no_such_program(walk, name, folder, sorted(programs)))
-    if problems:
+    needed = {str(path), str(folder), str(folder / f"{name}.yaml")}
+    if any(problem.file in needed for problem in problems):
         raise SettingsError(problems)
+    faulty = {problem.file for problem in problems}
     settled = cast("Station", station)
-    judged_by = cast("dict[str, Program]", programs)
-    return Settings(
+    sound = cast(
+        "dict[str, Program]",
+        {
+            program: record
+            for program, record in programs.items()
+            if str(folder / f"{program}.yaml") not in faulty
+        },
+    )
+    settings = Settings(
         path=path,
         station=settled,
-        programs=judged_by,
-        hash=settings_hash(settled, judged_by[settled.program]),
+        programs=sound,
+        hash=settings_hash(settled, sound[settled.program]),
     )
+    return settings, tuple(sorted(problems))
 
 
 def load_program(path: Path) -> Program:

@@ -77,18 +77,17 @@ class Usual:
     light: tuple[float, float]
 
 
-def usual(pictures: Sequence[GreyImage], reduced: Sequence[GreyImage]) -> Usual:
+def usual(focuses: Sequence[float], reduced: Sequence[GreyImage]) -> Usual:
     """What good parts' pictures are like.
 
     Args:
-        pictures: one or more, uint8 (height, width), before the reduction.
-        reduced: the same reduced.
+        focuses: the `focus_measure` of one picture or more.
+        reduced: the same pictures reduced, uint8 (height, width).
     """
     mean: FloatMap = np.stack(reduced).mean(axis=0, dtype=np.float32)
     comparable: NDArray[np.bool_] = (mean > _BLACK) & (mean < _CLIPPED)
     ratios = [light_ratio(picture, mean, comparable) for picture in reduced]
-    focus = float(np.median([focus_measure(picture) for picture in pictures]))
-    return Usual(focus, mean, comparable, (min(ratios), max(ratios)))
+    return Usual(float(np.median(focuses)), mean, comparable, (min(ratios), max(ratios)))
 
 
 def light_ratio(reduced: GreyImage, mean: FloatMap, comparable: NDArray[np.bool_]) -> float:
@@ -102,17 +101,16 @@ def light_ratio(reduced: GreyImage, mean: FloatMap, comparable: NDArray[np.bool_
     return float(np.median(reduced[comparable] / mean[comparable]))
 
 
-def measure(picture: GreyImage, reduced: GreyImage, references: Usual | None) -> PictureHealth:
+def measure(focus: float, reduced: GreyImage, references: Usual | None) -> PictureHealth:
     """Measure a picture's health.
 
     Args:
-        picture: uint8 (height, width), the grey region of interest before the reduction.
-        reduced: uint8, the same reduced.
+        focus: the `focus_measure` of the grey region of interest before the reduction.
+        reduced: uint8 (height, width), the same reduced.
         references: what they are like; None without any. Focus stays uncompared where they have no
             slopes to measure.
     """
     mean, deviation = cv2.meanStdDev(reduced)
-    focus = focus_measure(picture)
     return PictureHealth(
         brightness=float(mean[0, 0]) / 255.0,
         contrast=float(deviation[0, 0]) / 255.0,

@@ -11,20 +11,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.errors import ImageError
+from inspectd.imaging.style import (
+    BAD,
+    GOOD,
+    HUGE,
+    LARGE,
+    MARGIN,
+    MUTED,
+    NORMAL,
+    SMALL,
+    STRIP_HEIGHT,
+    WHITE,
+    Canvas,
+    Colour,
+    blank_canvas,
+    shortened,
+    text_size,
+    write,
+)
 from inspectd.records import FloatMap, GreyImage, Inspection, PatchGrid, Verdict
 from inspectd.settings import Region
-
-Canvas: TypeAlias = NDArray[np.uint8]
-"""uint8 (height, width, 3), blue, green, red."""
-Colour: TypeAlias = tuple[int, int, int]
-"""Blue, green, red."""
 
 PICTURE_SIDE = 480
 """Longest side of the inspected picture as it is drawn, in pixels."""
@@ -38,30 +50,21 @@ VISIBLE_FROM = 0.5
 
 _LEAST_WIDTH, _LEAST_HEIGHT = 420, 240
 """Room for the text above, and for the colour bar beside, an elongated picture."""
-_MARGIN = 12
 _BAR_WIDTH, _BAR_ROOM = 18, 74
-_STRIP_HEIGHT, _DETAIL_HEIGHT = 66, 46
+_DETAIL_HEIGHT = 46
 _DETAIL_LINES = 2
 
-_BACKGROUND = 30
-_WHITE: Colour = (255, 255, 255)
 _DARK: Colour = (20, 20, 20)
-_TEXT: Colour = (225, 225, 225)
-_MUTED: Colour = (150, 150, 150)
 _REGION: Colour = (230, 220, 160)
 _FAILED: Colour = (60, 60, 255)
 _IGNORED: Colour = (160, 160, 160)
 _BLANK = 70
 _VERDICTS: dict[Verdict, tuple[str, Colour, Colour]] = {
-    Verdict.PASS: ("PASS", (70, 125, 20), _WHITE),
-    Verdict.FAIL: ("FAIL", (40, 35, 190), _WHITE),
+    Verdict.PASS: ("PASS", GOOD, WHITE),
+    Verdict.FAIL: ("FAIL", BAD, WHITE),
     Verdict.NOT_JUDGED: ("NOT JUDGED", (30, 170, 245), _DARK),
 }
 """Words, background and colour of the text."""
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_SMALL, _NORMAL, _LARGE, _HUGE = 0.4, 0.46, 0.8, 1.0
-"""Sizes of the text."""
 
 
 def render_heatmap(
@@ -132,8 +135,9 @@ def _in_colour(picture: GreyImage) -> Canvas:
 def _blank() -> Canvas:
     scene = np.full((PICTURE_SIDE * 3 // 4, PICTURE_SIDE, 3), _BLANK, np.uint8)
     words = "no picture"
-    width, height = _text_size(words, _LARGE)
-    _write(scene, words, ((scene.shape[1] - width) // 2, (scene.shape[0] + height) // 2), _LARGE)
+    _, height = text_size(words, LARGE)
+    middle = (scene.shape[1] // 2, (scene.shape[0] + height) // 2)
+    write(scene, words, middle, LARGE, align=0.5)
     return scene
 
 
@@ -189,7 +193,7 @@ def _with_map(enlarged: GreyImage, values: FloatMap, placement: _Placement) -> C
     above = (steps >= _LIMIT_STEP).astype(np.uint8)
     line, shade = (cv2.dilate(above, np.ones((side, side), np.uint8)) for side in (3, 5))
     coloured[shade > line] //= 3
-    coloured[line > above] = _WHITE
+    coloured[line > above] = WHITE
     return coloured
 
 
@@ -272,7 +276,7 @@ def _draw_regions(scene: Canvas, regions: Sequence[Region], inspection: Inspecti
         elif region.name in failed:
             cv2.polylines(scene, [corners], True, _FAILED, 2, cv2.LINE_AA)
             scored = f"{region.name} {failed[region.name]:.2f}"
-            _label(scene, [scored, region.name], corners, _WHITE, _FAILED)
+            _label(scene, [scored, region.name], corners, WHITE, _FAILED)
         else:
             cv2.polylines(scene, [corners], True, _REGION, 1, cv2.LINE_AA)
             _label(scene, [region.name], corners, _REGION)
@@ -306,14 +310,14 @@ def _label(
     top left corner and within the scene; on the ground given, or on the darkened scene.
     """
     left, top, across, _ = cv2.boundingRect(corners)
-    fitting = (words for words in choices if _text_size(words, _SMALL)[0] + 6 <= across)
+    fitting = (words for words in choices if text_size(words, SMALL)[0] + 6 <= across)
     words = next(fitting, choices[-1])
-    width, height = (length + 6 for length in _text_size(words, _SMALL))
+    width, height = (length + 6 for length in text_size(words, SMALL))
     left = max(0, min(left, scene.shape[1] - width))
     top = max(0, min(top, scene.shape[0] - height))
     place = scene[top : top + height, left : left + width]
     place[:] = place // 4 if ground is None else ground
-    _write(scene, words, (left + 3, top + height - 3), _SMALL, colour)
+    write(scene, words, (left + 3, top + height - 3), SMALL, colour)
 
 
 def _draw_peak(scene: Canvas, values: FloatMap, placement: _Placement) -> None:
@@ -322,7 +326,7 @@ def _draw_peak(scene: Canvas, values: FloatMap, placement: _Placement) -> None:
     if not values[row, col] >= VISIBLE_FROM:
         return
     x, y = (int(place) for place in placement.centre(int(row), int(col)))
-    for colour, thickness in ((_DARK, 3), (_WHITE, 1)):
+    for colour, thickness in ((_DARK, 3), (WHITE, 1)):
         cv2.circle(scene, (x, y), 9, colour, thickness, cv2.LINE_AA)
         for across, along in ((1, 0), (-1, 0), (0, 1), (0, -1)):
             inner, outer = (x + 5 * across, y + 5 * along), (x + 14 * across, y + 14 * along)
@@ -336,41 +340,41 @@ def _laid_out(scene: Canvas, inspection: Inspection, program: str) -> Canvas:
     """The strip with the verdict, the detail, the scene in the middle, the colour bar."""
     height = max(scene.shape[0], _LEAST_HEIGHT)
     width = max(scene.shape[1], _LEAST_WIDTH)
-    head = _STRIP_HEIGHT + _DETAIL_HEIGHT
-    canvas = np.full(
-        (head + height + _MARGIN, width + 2 * _MARGIN + _BAR_ROOM, 3), _BACKGROUND, np.uint8
-    )
+    head = STRIP_HEIGHT + _DETAIL_HEIGHT
+    canvas = blank_canvas(head + height + MARGIN, width + 2 * MARGIN + _BAR_ROOM)
     top = head + (height - scene.shape[0]) // 2
-    left = _MARGIN + (width - scene.shape[1]) // 2
+    left = MARGIN + (width - scene.shape[1]) // 2
     canvas[top : top + scene.shape[0], left : left + scene.shape[1]] = scene
     _draw_strip(canvas, inspection, program)
     _draw_detail(canvas, inspection)
-    _draw_bar(canvas, _MARGIN + width + _MARGIN, head, height)
+    _draw_bar(canvas, MARGIN + width + MARGIN, head, height)
     return canvas
 
 
 def _draw_strip(canvas: Canvas, inspection: Inspection, program: str) -> None:
     words, ground, colour = _VERDICTS[inspection.verdict]
-    canvas[:_STRIP_HEIGHT] = ground
-    _write(canvas, words, (_MARGIN, 34), _HUGE, colour, 2)
-    right = canvas.shape[1] - _MARGIN
+    canvas[:STRIP_HEIGHT] = ground
+    write(canvas, words, (MARGIN, 34), HUGE, colour, 2)
+    right = canvas.shape[1] - MARGIN
     if inspection.score is not None:
-        _write_right(canvas, f"score {inspection.score:.2f}", (right, 32), _LARGE, colour, 2)
+        words = f"score {inspection.score:.2f}"
+        write(canvas, words, (right, 32), LARGE, colour, 2, align=1.0)
     limit = "" if inspection.limit is None else f"limit {inspection.limit:.4g} raw"
-    room = right - _MARGIN - _write_right(canvas, limit, (right, 56), _NORMAL, colour)
-    name = _shortened(f"program {program}", _NORMAL, room - 16)
-    _write(canvas, name, (_MARGIN, 56), _NORMAL, colour)
+    width = write(canvas, limit, (right, 56), NORMAL, colour, align=1.0)
+    room = right - MARGIN - width
+    name = shortened(f"program {program}", NORMAL, room - 16)
+    write(canvas, name, (MARGIN, 56), NORMAL, colour)
 
 
 def _draw_detail(canvas: Canvas, inspection: Inspection) -> None:
     reason = inspection.reason.value if inspection.reason else ""
     words = ": ".join(part for part in (reason, inspection.detail) if part)
-    lines = list(_wrapped(words, _NORMAL, canvas.shape[1] - 2 * _MARGIN))
+    lines = list(_wrapped(words, NORMAL, canvas.shape[1] - 2 * MARGIN))
     if len(lines) > _DETAIL_LINES:
         lines[_DETAIL_LINES - 1] += " ..."
     for number, line in enumerate(lines[:_DETAIL_LINES]):
-        short = _shortened(line, _NORMAL, canvas.shape[1] - 2 * _MARGIN)
-        _write(canvas, short, (_MARGIN, _STRIP_HEIGHT + 18 + 18 * number), _NORMAL, _TEXT)
+        short = shortened(line, NORMAL, canvas.shape[1] - 2 * MARGIN)
+        write(canvas, short, (MARGIN, STRIP_HEIGHT + 18 + 18 * number), NORMAL)
 
 
 def _draw_bar(canvas: Canvas, left: int, top: int, height: int) -> None:
@@ -385,61 +389,14 @@ def _draw_bar(canvas: Canvas, left: int, top: int, height: int) -> None:
     for value, words in ((0.0, "0"), (0.5, "0.5"), (1.0, "limit"), (1.5, "1.5"), (2.0, "2")):
         y = top + round((height - 1) * (1 - value / SCALE_TOP))
         at_limit = value == 1.0
-        colour = _WHITE if at_limit else _MUTED
+        colour = WHITE if at_limit else MUTED
         cv2.line(canvas, (left if at_limit else right, y), (right + 4, y), colour, 1)
-        _write(canvas, "1.0" if at_limit else words, (right + 8, y + 4), _SMALL, colour)
+        write(canvas, "1.0" if at_limit else words, (right + 8, y + 4), SMALL, colour)
         if at_limit:
-            _write(canvas, words, (right + 8, y + 18), _SMALL, colour)
+            write(canvas, words, (right + 8, y + 18), SMALL, colour)
 
 
 # ---- text --------------------------------------------------------------------------------------
-
-
-def _plain(words: str) -> str:
-    """What OpenCV's own fonts can draw."""
-    return words.encode("ascii", "replace").decode("ascii")
-
-
-def _text_size(words: str, scale: float, thickness: int = 1) -> tuple[int, int]:
-    """Width, and height above the base line, in pixels."""
-    (width, height), _ = cv2.getTextSize(_plain(words), _FONT, scale, thickness)
-    return int(width), int(height)
-
-
-def _write(
-    canvas: Canvas,
-    words: str,
-    place: tuple[int, int],
-    scale: float,
-    colour: Colour = _TEXT,
-    thickness: int = 1,
-) -> None:
-    """Write from ``place``, x and y of the base line's left end."""
-    options: tuple[Any, ...] = (_FONT, scale, colour, thickness, cv2.LINE_AA)
-    cv2.putText(canvas, _plain(words), place, *options)
-
-
-def _write_right(
-    canvas: Canvas,
-    words: str,
-    place: tuple[int, int],
-    scale: float,
-    colour: Colour,
-    thickness: int = 1,
-) -> int:
-    """Write up to ``place``; returns the width in pixels."""
-    width, _ = _text_size(words, scale, thickness)
-    _write(canvas, words, (place[0] - width, place[1]), scale, colour, thickness)
-    return width
-
-
-def _shortened(words: str, scale: float, room: int) -> str:
-    """The words, or as many letters of them as the room in pixels takes, and dots."""
-    if _text_size(words, scale)[0] <= room:
-        return words
-    while words and _text_size(words + "...", scale)[0] > room:
-        words = words[:-1]
-    return words + "..."
 
 
 def _wrapped(words: str, scale: float, room: int) -> Iterator[str]:
@@ -447,7 +404,7 @@ def _wrapped(words: str, scale: float, room: int) -> Iterator[str]:
     line = ""
     for word in words.split():
         longer = f"{line} {word}".strip()
-        if line and _text_size(longer, scale)[0] > room:
+        if line and text_size(longer, scale)[0] > room:
             yield line
             longer = word
         line = longer

@@ -16,8 +16,8 @@ Vector: TypeAlias = NDArray[np.float64]
 """A pose as the kernels take it: float64 (3,), shift right, shift down (pixels), rotation (rad)."""
 Point: TypeAlias = tuple[float, float]
 
-COARSEST_SIDE = 40
-"""The template is halved while its longest side stays at least this."""
+COARSEST_SIDE, NARROWEST_SIDE = 40, 8
+"""The template is halved while its longest side stays at least the one, its shortest the other."""
 STEPS = 10
 """Gauss-Newton steps a level, at most."""
 
@@ -88,7 +88,10 @@ class Pyramid:
         while True:
             centre = middle(shape, len(self._levels))
             self._levels.append((template_planes(template, centre), centre))
-            if max(template.shape) // 2 < COARSEST_SIDE:
+            if (
+                max(template.shape) // 2 < COARSEST_SIDE
+                or min(template.shape) // 2 < NARROWEST_SIDE
+            ):
                 break
             template = halved(template)
         self._pictures = [np.empty_like(planes[0]) for planes, _ in self._levels]

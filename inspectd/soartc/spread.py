@@ -8,6 +8,7 @@ towards what its neighbourhood and the whole picture say, so that few references
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -134,29 +135,35 @@ class SpreadComparison:
     ) -> NDArray[np.float32]:
         """For each place the triangle L with L^T L the inverse of its covariance.
 
+        Args:
+            scatter: float64 (171, places), the sums of the references' products of deviations;
+                overwritten.
+            noise_variance: float32 (6, 3, rows, cols).
+            prior: float64 (18, 18), what stands in for the pooled covariance, or None.
+
         Returns:
             float32 (171, places), the triangles row by row.
         """
         rows, cols = np.tril_indices(METRICS)
         freedom = np.maximum(self._count - 1, 0)
-        if prior is None:
-            pooled = scatter.sum(axis=1) / max(freedom.sum(), 1)
-            expected = (1 - LOCAL_SHARE) * pooled[:, None] + LOCAL_SHARE * self._local(
-                scatter, freedom
-            )
-        else:
-            pooled = prior[rows, cols]
-            expected = np.repeat(pooled[:, None], scatter.shape[1], axis=1)
+        noise = _box_means(noise_variance.reshape(METRICS, *self._shape), NOISE_NEIGHBOURHOOD)
+        pooled = scatter.sum(axis=1) / max(freedom.sum(), 1) if prior is None else prior[rows, cols]
+        near = np.maximum(_box_mean(freedom.reshape(self._shape), NEIGHBOURHOOD), 0.5)
         prior_share = PRIOR_WEIGHT / (PRIOR_WEIGHT + freedom)
-        covariance = (1 - prior_share) * scatter / np.maximum(freedom, 1) + prior_share * expected
-        diagonal = rows == cols
-        covariance[diagonal] += RIDGE * pooled[diagonal][:, None]
-        covariance[diagonal] += _box_means(
-            noise_variance.reshape(METRICS, *self._shape), NOISE_NEIGHBOURHOOD
-        ).reshape(METRICS, -1)
+        own_share = (1 - prior_share) / np.maximum(freedom, 1)
+        # In place and pair by pair: a large picture's covariances take gigabytes.
+        for pair, (row, col) in enumerate(zip(rows, cols, strict=True)):
+            expected = np.full(self._shape, pooled[pair])
+            if prior is None:
+                local = _box_mean(scatter[pair].reshape(self._shape), NEIGHBOURHOOD) / near
+                expected += LOCAL_SHARE * (local - pooled[pair])
+            scatter[pair] *= own_share
+            scatter[pair] += prior_share * expected.ravel()
+            if row == col:
+                scatter[pair] += RIDGE * pooled[pair] + noise[row].ravel()
         factors = np.empty(scatter.shape, np.float32)
         for start in range(0, scatter.shape[1], CHUNK):
-            chunk = covariance[:, start : start + CHUNK]
+            chunk = scatter[:, start : start + CHUNK]
             full = np.empty((chunk.shape[1], METRICS, METRICS))
             full[:, rows, cols] = chunk.T
             full[:, cols, rows] = chunk.T
@@ -164,20 +171,13 @@ class SpreadComparison:
             factors[:, start : start + CHUNK] = inverse[:, rows, cols].T
         return factors
 
-    def _local(
-        self, scatter: NDArray[np.float64], freedom: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """The covariance of each place's neighbourhood, float64 (171, places)."""
-        sums = _box_means(scatter.reshape(PAIRS, *self._shape), NEIGHBOURHOOD)
-        weights = _box_means(freedom.reshape(1, *self._shape), NEIGHBOURHOOD)
-        return (sums / np.maximum(weights, 0.5)).reshape(PAIRS, -1)
 
-
-def _box_means(planes: NDArray[np.generic], side: int) -> NDArray[np.float64]:
+def _box_means(planes: NDArray[np.float32], side: int) -> NDArray[np.float64]:
     """Each plane averaged over ``side`` x ``side`` places, mirrored at the border."""
-    return np.stack(
-        [
-            cv2.blur(plane.astype(np.float64), (side, side), borderType=cv2.BORDER_REFLECT)
-            for plane in planes
-        ]
-    )
+    return np.stack([_box_mean(plane, side) for plane in planes])
+
+
+def _box_mean(plane: NDArray[np.floating[Any]], side: int) -> NDArray[np.float64]:
+    """The same of one plane."""
+    mean = cv2.blur(plane.astype(np.float64), (side, side), borderType=cv2.BORDER_REFLECT)
+    return np.asarray(mean)
