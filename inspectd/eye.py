@@ -48,7 +48,7 @@ SMOOTHING = (3, 3)
 STATED_LIMITS = {
     "auto": (3.75, 3.0),
     "statistics": (4.0, 3.0),
-    "nearest": (4.8, 2.5),
+    "nearest": (5.5, 2.5),
     "published": (20.0, 20.0),
 }
 """By the program's method: the raw limit with one reference, and with two, which cannot teach one.
