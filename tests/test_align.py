@@ -1,15 +1,12 @@
 """Alignment: its kernels against the plain-loop oracle, and parts moved by known amounts."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import naive_align as naive
 import numpy as np
 import pytest
+from interpreted import INTERPRETED, check_without_the_compiler, once
 
 from inspectd.errors import ImageError
 from inspectd.imaging import kernels
@@ -19,7 +16,6 @@ from inspectd.imaging.pyramid import middle, template_planes
 from inspectd.records import Pose
 from inspectd.settings import AlignmentSettings
 
-INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="whole alignments take minutes interpreted")
 
 # ---- kernels -----------------------------------------------------------------------------------
@@ -429,17 +425,6 @@ def test_points_go_where_the_pose_puts_them():
 # ---- both ways of running ----------------------------------------------------------------------
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this run is the interpreted one")
+@once
 def test_the_kernels_hold_without_the_compiler():
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
-    assert " passed" in run.stdout
+    check_without_the_compiler(__file__)

@@ -1,13 +1,9 @@
 """The comparison with the nearest reference against the plain-loop oracle, compiled and not."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import naive
 import numpy as np
 import pytest
+from interpreted import check_without_the_compiler, once
 
 from inspectd.errors import ReferencesError
 from inspectd.soartc import kernels, nearest, part_bank
@@ -194,19 +190,6 @@ def test_no_reference_is_refused():
         NearestComparison([])
 
 
-@pytest.mark.skipif(
-    os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="this run is the interpreted one"
-)
+@once
 def test_all_of_this_holds_without_the_compiler():
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
-    assert " passed" in run.stdout
+    check_without_the_compiler(__file__)

@@ -1,15 +1,13 @@
 """The SOARTC kernels against the plain-loop oracle and against the published tables."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import naive
 import numpy as np
 import pytest
+from interpreted import check_without_the_compiler, once
 
 from inspectd.errors import ImageError
 from inspectd.soartc import attention, part_bank, scalar_map, soart3, stage1, stage2
@@ -226,19 +224,6 @@ def test_bad_arguments_are_named(call, message):
 # ---- both ways of running ----------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="this run is the interpreted one"
-)
+@once
 def test_all_of_this_holds_without_the_compiler():
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
-    assert " passed" in run.stdout
+    check_without_the_compiler(__file__)

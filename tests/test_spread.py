@@ -1,13 +1,9 @@
 """The comparison with references that know their own spread, against plain loops."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import naive
 import numpy as np
 import pytest
+from interpreted import check_without_the_compiler, once
 
 from inspectd.errors import ReferencesError
 from inspectd.soartc import kernels
@@ -64,21 +60,9 @@ def test_scatter_equals_the_oracle():
     np.testing.assert_allclose(ours, scatter[:, rows, cols].T, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(
-    os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="this run is the interpreted one"
-)
+@once
 def test_the_kernels_equal_the_oracle_without_the_compiler():
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", "oracle"],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
-    assert " passed" in run.stdout
+    check_without_the_compiler(__file__, "-k", "oracle")
 
 
 def expected_covariance(references, noise, prior_weight=10, local=0.5, ridge=0.3):
