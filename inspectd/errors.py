@@ -47,6 +47,14 @@ class CameraTimeout(CameraError, TransientError):
     """No frame came within the time allowed."""
 
 
+class ExposureNotSettled(CameraTimeout):
+    """Frames came, but none within the time allowed was exposed as the settings demand."""
+
+
+class CameraFrozen(CameraError, TransientError):
+    """The camera gives the same picture again, to the last pixel: it shows the past."""
+
+
 class CameraLost(CameraError, TransientError):
     """The camera went away or answers with errors; it can be opened again."""
 
@@ -69,6 +77,10 @@ class JournalUnusable(PermanentError):
 
 class BrokerUnavailable(TransientError):
     """The MQTT broker cannot be reached at present."""
+
+
+class GpioUnusable(PermanentError):
+    """A pin cannot be used as it is set: no such pin, in use, no rights, or no GPIO here at all."""
 
 
 class ControlError(PermanentError):

@@ -38,15 +38,19 @@ class Reason(StrEnum):
     TOO_DARK = "too dark"
     TOO_BRIGHT = "too bright"
     NO_CONTRAST = "no contrast"
+    CLIPPED = "clipped"
     OUT_OF_FOCUS = "out of focus"
     LIGHT_CHANGED = "light changed"
     WRONG_SIZE = "wrong size"
     MISPLACED = "part not in place"
     NOT_IN_VIEW = "part not in view"
+    NO_PART = "no part"
     TOO_FEW_REFERENCES = "too few references"
     NOT_FINITE = "score not finite"
     CAMERA_TIMEOUT = "camera timeout"
     CAMERA_LOST = "camera lost"
+    NOT_SETTLED = "exposure not settled"
+    FROZEN = "frozen picture"
     OVERRUN = "overrun"
     STALE_TRIGGER = "stale trigger"
     STOPPING = "stopping"
@@ -79,6 +83,39 @@ class Truth:
         return self.defect is None
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """The part of the whole frame that a picture shows, in frame pixels.
+
+    A camera may cut out what is of interest and reduce it before the picture is copied; places in
+    verdicts and settings stay in pixels of the whole frame.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """How a picture was exposed, as the camera itself measured it; None where it does not tell.
+
+    Attributes:
+        exposure_us: exposure time in microseconds.
+        gain: analogue gain.
+        digital_gain: what the camera multiplied in after the sensor.
+        white_balance: gains of red and blue.
+        temperature_c: of the sensor.
+    """
+
+    exposure_us: float | None = None
+    gain: float | None = None
+    digital_gain: float | None = None
+    white_balance: tuple[float, float] | None = None
+    temperature_c: float | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One picture, copied out of the camera's buffer.
@@ -88,6 +125,11 @@ class Frame:
         name: the camera's own name of the picture: a file name, or the frame's number.
         captured_at: UTC.
         captured_ns: `time.monotonic_ns` at the end of the exposure.
+        copied_ns: `time.monotonic_ns` when the pixels had been copied out of the camera's buffer.
+        view: what the pixels show; None for the whole frame, pixel by pixel.
+        exposure: as the camera measured it; None where it tells nothing.
+        whole: the same view at the camera's full resolution, uint8 (height, width) or (height,
+            width, 3), where it was asked for and is more than `pixels`.
         truth: what the frame shows, where the camera knows it; never read by the inspector.
     """
 
@@ -95,6 +137,10 @@ class Frame:
     name: str
     captured_at: datetime
     captured_ns: int
+    copied_ns: int
+    view: View | None = None
+    exposure: Exposure | None = None
+    whole: Image | None = None
     truth: Truth | None = None
 
 
@@ -104,6 +150,7 @@ class TriggerSource(StrEnum):
     INTERVAL = "interval"
     CONTINUOUS = "continuous"
     MQTT = "mqtt"
+    GPIO = "gpio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +160,7 @@ class Trigger:
     Attributes:
         requested_at: UTC.
         requested_ns: `time.monotonic_ns`.
+        delay_ns: how long after the request the part is in front of the camera.
         part_id: the part's own id as the requester gave it; echoed in the verdict.
         transaction: the requester's name for this request; the same one asked again gets the
             same answer.
@@ -123,10 +171,16 @@ class Trigger:
     source: TriggerSource
     requested_at: datetime
     requested_ns: int
+    delay_ns: int = 0
     part_id: str | None = None
     transaction: str | None = None
     response_topic: str | None = None
     correlation_data: bytes | None = None
+
+    @property
+    def due_ns(self) -> int:
+        """`time.monotonic_ns` from which on a picture shows the part."""
+        return self.requested_ns + self.delay_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,105 @@ class SimulatedCamera(Record, frozen=True, tag_field="driver", tag="simulated"):
     ] = 2.0
 
 
-CameraSettings: TypeAlias = ReplayCamera | SimulatedCamera
+class Picamera2Camera(Record, frozen=True, tag_field="driver", tag="picamera2"):
+    """A camera of the Raspberry Pi, its exposure fixed."""
+
+    camera: Annotated[
+        int, Meta(ge=0, le=15, description="its number in `rpicam-hello --list-cameras`")
+    ] = 0
+    width: Annotated[int, Meta(ge=64, le=16384, description="frame width in pixels")] = 1456
+    height: Annotated[int, Meta(ge=64, le=16384, description="frame height in pixels")] = 1088
+    rate: Annotated[
+        float,
+        Meta(
+            gt=0.0,
+            le=1000.0,
+            description="frames per second; the faster, the sooner a frame begins after a trigger",
+        ),
+    ] = 60.0
+    exposure_us: Annotated[
+        int, Meta(ge=1, le=60_000_000, description="exposure time in microseconds")
+    ] = 5000
+    gain: Annotated[float, Meta(ge=1.0, le=64.0, description="analogue gain of the sensor")] = 1.0
+    white_balance: Annotated[
+        tuple[Annotated[float, Meta(gt=0.0, le=32.0)], Annotated[float, Meta(gt=0.0, le=32.0)]],
+        Meta(description="[red, blue]: gains against green"),
+    ] = (1.0, 1.0)
+    reduce: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=8,
+            description="how many times smaller, each way, the camera's image pipeline makes the "
+            "picture that is judged; references and parts must be taken alike",
+        ),
+    ] = 2
+
+    def faults(self) -> Iterator[Fault]:
+        longest = 1e6 / self.rate
+        if self.exposure_us > longest:
+            yield (
+                "exposure_us",
+                f"exposure_us ({self.exposure_us}) must fit between two frames, {longest:.0f} us "
+                f"at {self.rate:g} frames per second",
+            )
+
+
+class OpencvCamera(Record, frozen=True, tag_field="driver", tag="opencv"):
+    """A USB camera, or a video stream of the network, by OpenCV."""
+
+    device: Annotated[
+        str | None,
+        Meta(description="its path, such as /dev/v4l/by-id/usb-..., or the URL of a stream"),
+    ] = None
+    index: Annotated[
+        int | None, Meta(description="its number in place of the path: 0 for /dev/video0")
+    ] = None
+    width: Annotated[
+        int | None, Meta(description="frame width in pixels; absent: as the camera gives it")
+    ] = None
+    height: Annotated[
+        int | None, Meta(description="frame height in pixels; absent: as the camera gives it")
+    ] = None
+    rate: Annotated[
+        float | None, Meta(description="frames per second; absent: as the camera gives them")
+    ] = None
+    format: Annotated[
+        str | None,
+        Meta(description="four letters, such as MJPG or YUYV; absent: as the camera gives it"),
+    ] = None
+    exposure_us: Annotated[
+        int | None,
+        Meta(description="exposure time in microseconds; absent: the camera's own, automatic"),
+    ] = None
+    gain: Annotated[
+        float | None, Meta(description="in the camera's own units; absent: as it is")
+    ] = None
+    focus: Annotated[
+        float | None, Meta(description="in the camera's own units; absent: as it is, automatic")
+    ] = None
+    white_balance_k: Annotated[
+        int | None, Meta(description="colour temperature in kelvin; absent: automatic")
+    ] = None
+
+    def faults(self) -> Iterator[Fault]:
+        if (self.device is None) == (self.index is None):
+            yield "", "a camera needs either device or index"
+        if self.device == "":
+            yield "device", "device must not be empty"
+        if self.index is not None and self.index < 0:
+            yield "index", f"index must not be negative, not {self.index}"
+        if (self.width is None) != (self.height is None):
+            yield "", "give width and height, or neither"
+        for key in ("width", "height", "rate", "exposure_us", "white_balance_k"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                yield key, f"{key} must be above 0, not {value:g}"
+        if self.format is not None and len(self.format) != 4:
+            yield "format", f"format has four letters, such as MJPG, not {self.format!r}"
+
+
+CameraSettings: TypeAlias = Picamera2Camera | OpencvCamera | ReplayCamera | SimulatedCamera
 
 
 class IntervalTrigger(Record, frozen=True, tag_field="source", tag="interval"):
@@ -115,7 +213,100 @@ class MqttTrigger(Record, frozen=True, tag_field="source", tag="mqtt"):
     """Only when a request comes by MQTT (which is answered with the other sources too)."""
 
 
-TriggerSettings: TypeAlias = IntervalTrigger | ContinuousTrigger | MqttTrigger
+Pin = Annotated[int, Meta(ge=0, le=27, description="number of the GPIO (BCM), not of the contact")]
+Milliseconds = Annotated[float, Meta(ge=0.0, le=60_000.0)]
+
+
+class GpioTrigger(Record, frozen=True, tag_field="source", tag="gpio"):
+    """An edge on a pin, from a light barrier or a PLC."""
+
+    pin: Annotated[Pin, Meta(description="number of the GPIO (BCM), not of the contact")]
+    edge: Annotated[
+        Literal["rising", "falling"], Meta(description="the edge that asks for a verdict")
+    ] = "rising"
+    pull: Annotated[
+        Literal["up", "down", "none"] | None,
+        Meta(
+            description="the pin's own resistor; absent: down for a rising edge, up for a falling "
+            "one"
+        ),
+    ] = None
+    debounce_ms: Annotated[
+        Milliseconds,
+        Meta(description="how long the level must have held before the edge counts"),
+    ] = 2.0
+    delay_ms: Annotated[
+        Milliseconds, Meta(description="from the edge until the part is before the camera")
+    ] = 0.0
+
+
+TriggerSettings: TypeAlias = IntervalTrigger | ContinuousTrigger | MqttTrigger | GpioTrigger
+
+
+class LevelOutput(Record, frozen=True):
+    """A pin that tells something as long as it holds."""
+
+    pin: Annotated[Pin, Meta(description="number of the GPIO (BCM), not of the contact")]
+    active: Annotated[Literal["high", "low"], Meta(description="the level that says yes")] = "high"
+
+
+class PulseOutput(LevelOutput, frozen=True):
+    """A pin that tells of a verdict."""
+
+    pulse_ms: Annotated[
+        Milliseconds, Meta(description="length of the pulse; 0: until the next trigger")
+    ] = 100.0
+
+
+class OutputSettings(Record, frozen=True):
+    """Pins for a PLC without a network."""
+
+    ok: Annotated[PulseOutput | None, Meta(description="the part is PASS")] = None
+    ng: Annotated[
+        PulseOutput | None, Meta(description="the part is FAIL or NOT_JUDGED: anything but PASS")
+    ] = None
+    busy: Annotated[LevelOutput | None, Meta(description="a trigger is not yet answered")] = None
+    ready: Annotated[LevelOutput | None, Meta(description="the station can judge")] = None
+
+    def faults(self) -> Iterator[Fault]:
+        seen: dict[int, str] = {}
+        for name, pin in output_pins(self):
+            if pin in seen:
+                yield f"{name}.pin", f"pin {pin} is that of output {seen[pin]} already"
+            seen.setdefault(pin, name)
+
+
+def output_pins(outputs: OutputSettings) -> Iterator[tuple[str, int]]:
+    """The name and the pin of each output that is used."""
+    named: dict[str, LevelOutput | None] = {
+        "ok": outputs.ok,
+        "ng": outputs.ng,
+        "busy": outputs.busy,
+        "ready": outputs.ready,
+    }
+    for name, output in named.items():
+        if output is not None:
+            yield name, output.pin
+
+
+class TlsSettings(Record, frozen=True):
+    """Encryption, and proof of who is who. Paths are relative to the station file."""
+
+    ca: Annotated[
+        str | None,
+        Meta(
+            description="file with the certificate of the broker's authority; absent: the "
+            "system's authorities"
+        ),
+    ] = None
+    certificate: Annotated[
+        str | None, Meta(description="file with the station's own certificate, where it needs one")
+    ] = None
+    key: Annotated[str | None, Meta(description="file with the certificate's private key")] = None
+
+    def faults(self) -> Iterator[Fault]:
+        if (self.certificate is None) != (self.key is None):
+            yield "", "certificate and key belong together: give both, or neither"
 
 
 class MqttSettings(Record, frozen=True):
@@ -133,6 +324,22 @@ class MqttSettings(Record, frozen=True):
             description="seconds of silence after which broker and station test each other",
         ),
     ] = 5
+    username: Annotated[str | None, Meta(description="as the broker's password file has it")] = None
+    password_file: Annotated[
+        str | None,
+        Meta(
+            description="file that holds the password and nothing else; relative to the station "
+            "file"
+        ),
+    ] = None
+    tls: Annotated[
+        TlsSettings | None,
+        Meta(description="encrypt; {} with the system's authorities (then port is often 8883)"),
+    ] = None
+
+    def faults(self) -> Iterator[Fault]:
+        if self.password_file is not None and self.username is None:
+            yield "password_file", "a password needs a username"
 
 
 class StorageSettings(Record, frozen=True):
@@ -168,14 +375,41 @@ class Station(Record, frozen=True):
             "trigger that waits in line for longer is NOT_JUDGED 'stale trigger'",
         ),
     ] = 2.0
+    reopen_after: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="times in a row without a good picture, after which the camera is closed "
+            "and opened again",
+        ),
+    ] = 3
+    frozen_after: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="pictures in a row, alike to the last pixel with the one before, that are "
+            "'frozen picture'; 0: never, for a camera without any noise",
+        ),
+    ] = 1
     queue: Annotated[
         int,
         Meta(ge=1, le=10000, description="triggers that may wait; beyond, NOT_JUDGED 'overrun'"),
     ] = 16
+    outputs: Annotated[OutputSettings, Meta(description="pins for a PLC without a network")] = (
+        OutputSettings()
+    )
     mqtt: Annotated[MqttSettings, Meta(description="the MQTT broker")] = MqttSettings()
     storage: Annotated[StorageSettings, Meta(description="folders of the station")] = (
         StorageSettings()
     )
+
+    def faults(self) -> Iterator[Fault]:
+        if isinstance(self.trigger, GpioTrigger):
+            for name, pin in output_pins(self.outputs):
+                if pin == self.trigger.pin:
+                    yield f"outputs.{name}.pin", f"pin {pin} is that of the trigger already"
 
 
 # ---- the program files -------------------------------------------------------------------------

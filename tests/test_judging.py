@@ -43,7 +43,7 @@ class UnsteadyCamera:
         if self.captures_to_fail:
             self.captures_to_fail -= 1
             raise CameraLost("the cable is out")
-        return Frame(good_part(0), "0", datetime.now(UTC), after_ns)
+        return Frame(good_part(0), "0", datetime.now(UTC), after_ns, after_ns)
 
     def close(self) -> None:
         self.closed.set()

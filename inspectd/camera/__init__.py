@@ -16,6 +16,14 @@ class Camera(Protocol):
     makes a waiting `capture` raise `CameraLost`.
     """
 
+    @property
+    def live(self) -> bool:
+        """Whether it shows what lies before it at the moment, captured or not.
+
+        Not so a recording or a simulation, whose next picture waits to be captured.
+        """
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -35,19 +43,21 @@ class Camera(Protocol):
             CameraUnusable: it cannot be used as it is set.
         """
 
-    def capture(self, after_ns: int, timeout_s: float) -> Frame:
+    def capture(self, after_ns: int, timeout_s: float, *, whole: bool = False) -> Frame:
         """The first frame whose exposure began after the instant ``after_ns``.
 
         Args:
             after_ns: `time.monotonic_ns` of the trigger. A camera that plays something recorded
                 gives its next picture instead.
             timeout_s: how long to wait, in seconds.
+            whole: copy the picture at full resolution too, where `Frame.pixels` is reduced.
 
         Returns:
             A frame whose pixels belong to the caller.
 
         Raises:
             CameraTimeout: no frame came in time.
+            ExposureNotSettled: frames came, but not one exposed as the settings demand.
             CameraLost: the camera went away, was closed, or was never opened.
             CameraUnusable: a recording holds nothing that can be read.
             EndOfFrames: a recording has come to its end.

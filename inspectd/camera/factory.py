@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from inspectd.camera import Camera
-from inspectd.settings import ReplayCamera, Settings
+from inspectd.settings import (
+    OpencvCamera,
+    Picamera2Camera,
+    RegionOfInterest,
+    ReplayCamera,
+    Settings,
+    SimulatedCamera,
+)
 
 
 def make_camera(settings: Settings) -> Camera:
@@ -11,11 +20,36 @@ def make_camera(settings: Settings) -> Camera:
 
     Only the module of the driver that is asked for is imported: another's library may be missing.
     """
-    chosen = settings.station.camera
-    if isinstance(chosen, ReplayCamera):
-        from inspectd.camera import replay  # noqa: PLC0415 - see above
+    # ruff: noqa: PLC0415 - see above
+    match settings.station.camera:
+        case Picamera2Camera() as chosen:
+            from inspectd.camera import picamera
 
-        return replay.ReplayCamera(settings.resolve(chosen.path), chosen.rate, chosen.loop)
-    from inspectd.camera import simulated  # noqa: PLC0415 - see above
+            return picamera.Picamera(chosen, region_to_show(settings))
+        case OpencvCamera() as chosen:
+            from inspectd.camera import opencv
 
-    return simulated.SimulatedCamera(chosen)
+            return opencv.OpencvCamera(chosen)
+        case ReplayCamera() as chosen:
+            from inspectd.camera import replay
+
+            return replay.ReplayCamera(settings.resolve(chosen.path), chosen.rate, chosen.loop)
+        case SimulatedCamera() as chosen:
+            from inspectd.camera import simulated
+
+            return simulated.SimulatedCamera(chosen)
+    assert_never(settings.station.camera)
+
+
+def region_to_show(settings: Settings) -> RegionOfInterest | None:
+    """The smallest part of the frame that holds the regions of interest of all programs; None where
+    one of them looks at the whole frame.
+    """
+    regions = [program.roi for program in settings.programs.values()]
+    known = [roi for roi in regions if roi is not None]
+    if len(known) < len(regions):
+        return None
+    x, y = min(roi.x for roi in known), min(roi.y for roi in known)
+    right = max(roi.x + roi.width for roi in known)
+    bottom = max(roi.y + roi.height for roi in known)
+    return RegionOfInterest(x, y, right - x, bottom - y)

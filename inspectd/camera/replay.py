@@ -59,6 +59,10 @@ class ReplayCamera(Opened):
         self._loop = loop
         self._playback: _Playback | None = None
 
+    @property
+    def live(self) -> bool:
+        return False
+
     def open(self) -> None:
         """Lists the pictures and begins to decode the first.
 
@@ -68,7 +72,7 @@ class ReplayCamera(Opened):
         self.close()
         self._playback = _Playback(_source(self._path), self._path, self._rate, self._loop)
 
-    def capture(self, after_ns: int, timeout_s: float) -> Frame:
+    def capture(self, after_ns: int, timeout_s: float, *, whole: bool = False) -> Frame:
         """The next picture, as in `Camera.capture`.
 
         Raises:
@@ -77,16 +81,18 @@ class ReplayCamera(Opened):
             CameraUnusable: not one of the pictures can be read.
             EndOfFrames: every picture was played.
         """
-        del after_ns  # a recording has no exposure to wait for
+        del after_ns, whole  # a recording has no exposure to wait for, and is never reduced
         playback = self._playback
         if playback is None:
             raise CameraLost("the replay camera is closed; open it before capturing")
         name, pixels = playback.next(timeout_s)
+        now_ns = time.monotonic_ns()
         return Frame(
             pixels=pixels,
             name=name,
             captured_at=datetime.now(UTC),
-            captured_ns=time.monotonic_ns(),
+            captured_ns=now_ns,
+            copied_ns=now_ns,
         )
 
     def close(self) -> None:

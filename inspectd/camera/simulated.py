@@ -63,31 +63,38 @@ class SimulatedCamera(Opened):
         self._requests: deque[Defect] = deque()
         self._requests_lock = threading.Lock()
 
+    @property
+    def live(self) -> bool:
+        return False
+
     def open(self) -> None:
         self.close()
         _view(self._settings.width, self._settings.height)  # what takes long, before the first
         self._number = 0
         self._pacer = Pacer(self._settings.rate)
 
-    def capture(self, after_ns: int, timeout_s: float) -> Frame:
+    def capture(self, after_ns: int, timeout_s: float, *, whole: bool = False) -> Frame:
         """The frame of the first frame instant after ``after_ns``, as in `Camera.capture`.
 
         Raises:
             CameraTimeout: that instant is further away than ``timeout_s``.
             CameraLost: the camera is closed.
         """
+        del whole  # its pictures are never reduced
         pacer = self._pacer
         if pacer is None:
             raise CameraLost("the simulated camera is closed; open it before capturing")
         captured_ns = pacer.wait(after_ns, timeout_s)
         number, self._number = self._number, self._number + 1
         pixels, truth = render(self._settings, number, self._requested())
-        age = timedelta(microseconds=(time.monotonic_ns() - captured_ns) / 1000)
+        copied_ns = time.monotonic_ns()
+        age = timedelta(microseconds=(copied_ns - captured_ns) / 1000)
         return Frame(
             pixels=pixels,
             name=str(number),
             captured_at=datetime.now(UTC) - age,
             captured_ns=captured_ns,
+            copied_ns=copied_ns,
             truth=truth,
         )
 
