@@ -43,6 +43,7 @@ from inspectd.records import (
     Reason,
     RegionScore,
     Verdict,
+    View,
 )
 from inspectd.settings import Program
 
@@ -65,8 +66,13 @@ class _NotJudgedError(Exception):
 
 @dataclass(slots=True)
 class _Work:
-    """What is known so far of the frame at hand."""
+    """What is known so far of the frame at hand.
 
+    Attributes:
+        extent: where the region of interest lies, in frame pixels.
+    """
+
+    extent: View
     picture: GreyImage | None = None
     health: PictureHealth | None = None
     alignment: Alignment | None = None
@@ -138,7 +144,8 @@ class Learned:
     """What follows from a program's references: derived at each load, stored nowhere.
 
     Attributes:
-        crop_shape: (height, width) of the references: the region of interest at full resolution.
+        crop_shape: (height, width) of the references: the region of interest as the camera gives
+            it.
         shape: (height, width) of the inspected picture.
         usual: what the references' pictures are like, for the gate.
         zones: everything that is judged.
@@ -206,19 +213,20 @@ class Inspector:
             f"{self.references_needed} needed: teach more good parts"
         )
 
-    def inspect(self, pixels: Image) -> Inspection:
+    def inspect(self, pixels: Image, view: View | None = None) -> Inspection:
         """Judge one frame.
 
         Args:
-            pixels: uint8 (height, width) or (height, width, 3), the whole frame.
+            pixels: uint8 (height, width) or (height, width, 3).
+            view: what part of the frame they show; None for the whole, pixel by pixel.
 
         Returns:
             PASS only when the picture is healthy, the part in its place and in view, there are
             references enough, and the score is finite and at most 1.
         """
-        work = _Work()
+        work = _Work(preprocess.shown(pixels, self.program.roi, view))
         try:
-            reduced = self._prepare(pixels, work)
+            reduced = self._prepare(pixels, view, work)
             learned = self._require_references()
             sight = self._look(learned, reduced, work)
             return self._conclude(learned, sight, work)
@@ -235,12 +243,12 @@ class Inspector:
                 timings_ms=work.timings_ms,
             )
 
-    def _prepare(self, pixels: Image, work: _Work) -> GreyImage:
+    def _prepare(self, pixels: Image, view: View | None, work: _Work) -> GreyImage:
         """Crop, grey and reduce; then ask whether the picture can be trusted at all."""
         learned = self.learned
         with work.timed("prepare"):
             try:
-                grey = preprocess.grey(preprocess.crop(pixels, self.program.roi))
+                grey = preprocess.grey(preprocess.crop(pixels, self.program.roi, view))
                 reduced = preprocess.reduce(grey, self.program.resolution)
             except ImageError as error:
                 raise _NotJudgedError(Reason.WRONG_SIZE, str(error)) from error
@@ -269,9 +277,9 @@ class Inspector:
         """Align and compare; then ask whether the part was where it should be."""
         sight = learned.eye.look(reduced)
         work.timings_ms |= sight.timings_ms
-        work.alignment = in_frame_pixels(sight.alignment, learned)
+        work.alignment = in_frame_pixels(sight.alignment, learned.shape, work.extent)
         if not sight.alignment.within:
-            raise _NotJudgedError(Reason.MISPLACED, self._misplaced(work.alignment, learned))
+            raise _NotJudgedError(Reason.MISPLACED, self._misplaced(work.alignment, work.extent))
         work.picture = sight.picture
         finite = np.isfinite(sight.map)
         if not finite.all():
@@ -291,9 +299,9 @@ class Inspector:
                 )
         return sight
 
-    def _misplaced(self, alignment: Alignment, learned: Learned) -> str:
+    def _misplaced(self, alignment: Alignment, extent: View) -> str:
         settings, pose = self.program.alignment, alignment.pose
-        allowed = settings.shift_limit * max(learned.crop_shape)
+        allowed = settings.shift_limit * max(extent.width, extent.height)
         return (
             f"the part lies {hypot(pose.dx, pose.dy):.0f} pixels and "
             f"{degrees(pose.rotation):+.1f} degrees from its place (allowed: {allowed:.0f} pixels, "
@@ -330,9 +338,10 @@ class Inspector:
                     Reason.NOT_FINITE,
                     f"the score is {score}: a limit or threshold is too small to divide by",
                 )
-            x, y = self._in_frame(learned, sight.alignment, learned.grid.centre(row, column))
+            to_frame = _ToFrame(sight.alignment.pose, learned.shape, work.extent)
+            x, y = to_frame(learned.grid.centre(row, column))
             peak = Peak(x, y, score)
-            blobs = self._blobs(learned, sight.alignment, in_limits)
+            blobs = _blobs(learned.grid, to_frame, in_limits)
         passed = score <= 1.0
         if passed and not sight.alignment.match >= learned.least_match:
             raise _NotJudgedError(Reason.MISPLACED, self._not_recognised(score, learned, sight))
@@ -352,48 +361,61 @@ class Inspector:
             timings_ms=work.timings_ms,
         )
 
-    def _in_frame(
-        self, learned: Learned, alignment: Alignment, point: tuple[float, float]
-    ) -> tuple[float, float]:
-        """A point of the references' place in frame pixels."""
-        x, y = to_picture(alignment.pose, *point, learned.shape)
-        height, width = learned.crop_shape
-        roi = self.program.roi
+
+@dataclass(frozen=True, slots=True)
+class _ToFrame:
+    """From points of the references' place to frame pixels, for one picture.
+
+    Attributes:
+        pose: of the part in the inspected picture.
+        shape: (height, width) of the inspected picture.
+        extent: what that shows of the frame.
+    """
+
+    pose: Pose
+    shape: tuple[int, int]
+    extent: View
+
+    def __call__(self, point: tuple[float, float]) -> tuple[float, float]:
+        x, y = to_picture(self.pose, *point, self.shape)
+        height, width = self.shape
         return (
-            x * width / learned.shape[1] + (roi.x if roi else 0),
-            y * height / learned.shape[0] + (roi.y if roi else 0),
+            self.extent.x + x * self.extent.width / width,
+            self.extent.y + y * self.extent.height / height,
         )
 
-    def _blobs(
-        self, learned: Learned, alignment: Alignment, in_limits: FloatMap
-    ) -> tuple[Blob, ...]:
-        """The connected places above the limit, the worst first."""
-        above = (in_limits > 1).astype(np.uint8)
-        if not above.any():
-            return ()
-        grid = learned.grid
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-        blobs = []
-        for label, (left, top, width, height, _) in enumerate(stats[1:], start=1):
-            corners = np.array(
-                [
-                    self._in_frame(learned, alignment, grid.centre(row, column))
-                    for row in (top - 0.5, top + height - 0.5)
-                    for column in (left - 0.5, left + width - 0.5)
-                ]
-            )
-            (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
-            score = float(in_limits[labels == label].max())
-            blobs.append(Blob(float(x0), float(y0), float(x1), float(y1), score))
-        return tuple(sorted(blobs, key=lambda blob: -blob.score))
+
+def _blobs(grid: PatchGrid, to_frame: _ToFrame, in_limits: FloatMap) -> tuple[Blob, ...]:
+    """The connected places above the limit, the worst first."""
+    above = (in_limits > 1).astype(np.uint8)
+    if not above.any():
+        return ()
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    blobs = []
+    for label, (left, top, width, height, _) in enumerate(stats[1:], start=1):
+        corners = np.array(
+            [
+                to_frame(grid.centre(row, column))
+                for row in (top - 0.5, top + height - 0.5)
+                for column in (left - 0.5, left + width - 0.5)
+            ]
+        )
+        (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
+        score = float(in_limits[labels == label].max())
+        blobs.append(Blob(float(x0), float(y0), float(x1), float(y1), score))
+    return tuple(sorted(blobs, key=lambda blob: -blob.score))
 
 
-def in_frame_pixels(alignment: Alignment, learned: Learned) -> Alignment:
-    """An alignment of the inspected picture as one of the frame."""
+def in_frame_pixels(alignment: Alignment, shape: tuple[int, int], extent: View) -> Alignment:
+    """An alignment of the inspected picture as one of the frame.
+
+    Args:
+        alignment: in pixels of the inspected picture.
+        shape: (height, width) of that picture.
+        extent: what it shows of the frame.
+    """
     pose = alignment.pose
-    down, right = (
-        whole / part for whole, part in zip(learned.crop_shape, learned.shape, strict=True)
-    )
+    right, down = extent.width / shape[1], extent.height / shape[0]
     return replace(alignment, pose=Pose(pose.dx * right, pose.dy * down, pose.rotation))
 
 

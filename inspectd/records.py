@@ -184,6 +184,23 @@ class Trigger:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure of a picture, against what is usual and what is allowed.
+
+    Attributes:
+        name: what is measured, such as ``focus``.
+        usual: the references' median.
+        low, high: the bounds in force; None where there is none.
+    """
+
+    name: str
+    value: float
+    usual: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PictureHealth:
     """Measurements of the picture itself, apart from the part.
 
@@ -194,6 +211,7 @@ class PictureHealth:
         focus_ratio: focus over the references' median focus; None without references.
         light_ratio: brightness over the references' mean, pixel by pixel, the median; None without.
         usual_light: least and largest light_ratio among the references; None without.
+        measures: all that is compared with the references; empty without any.
     """
 
     brightness: float
@@ -202,6 +220,7 @@ class PictureHealth:
     focus_ratio: float | None = None
     light_ratio: float | None = None
     usual_light: tuple[float, float] | None = None
+    measures: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

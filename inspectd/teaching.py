@@ -13,23 +13,25 @@ from inspectd.camera.files import decode_image
 from inspectd.errors import ImageError, PictureUnreadable, ReferencesError
 from inspectd.imaging import gate, preprocess
 from inspectd.inspector import Inspector, ReducedCrop
-from inspectd.records import Image, Reason
+from inspectd.records import Image, Reason, View
 from inspectd.references import NewReference, References, ReferenceStore
 from inspectd.settings import Program, Settings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A picture offered as a reference: the whole frame.
+    """A picture offered as a reference.
 
     Attributes:
         name: file name, or the camera's own name of the frame.
         taken_at: UTC.
+        view: what part of the frame the pixels show; None for the whole, pixel by pixel.
     """
 
     name: str
     pixels: Image
     taken_at: datetime
+    view: View | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -81,7 +83,7 @@ def teach(
     prepared: list[tuple[Candidate, Image, ReducedCrop]] = []
     for candidate in candidates:
         try:
-            crop = preprocess.crop(candidate.pixels, program.roi)
+            crop = preprocess.crop(candidate.pixels, program.roi, candidate.view)
             prepared.append((candidate, crop, ReducedCrop.of(crop, program.resolution)))
         except ImageError as error:
             refused.append(Refusal(candidate.name, str(error)))

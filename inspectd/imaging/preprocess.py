@@ -9,34 +9,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.errors import ImageError
-from inspectd.records import FloatMap, GreyImage, Image
+from inspectd.records import FloatMap, GreyImage, Image, View
 from inspectd.settings import RegionOfInterest
 
 _INTEGRAL_INT32_PIXELS = (2**31 - 1) // 255
 """Up to this many pixels the sum over a white picture fits in int32."""
 
 
-def crop(pixels: Image, roi: RegionOfInterest | None) -> Image:
+def crop(pixels: Image, roi: RegionOfInterest | None, view: View | None = None) -> Image:
     """The region of interest of a frame, as a view on it.
 
     Args:
         pixels: uint8 (height, width) or (height, width, 3).
-        roi: in frame pixels; None for the whole frame.
+        roi: in frame pixels; None for all that there is.
+        view: what part of the frame the pixels show; None for the whole, pixel by pixel. Where the
+            camera has reduced the picture, the borders of the region are those of the nearest
+            pixels.
 
     Raises:
-        ImageError: the region leaves the frame.
+        ImageError: the region leaves the picture.
     """
     if roi is None:
         return pixels
     height, width = pixels.shape[:2]
-    right, bottom = roi.x + roi.width, roi.y + roi.height
-    if right > width or bottom > height:
+    view = view or whole(pixels)
+    left, right = (round((x - view.x) * width / view.width) for x in (roi.x, roi.x + roi.width))
+    top, bottom = (round((y - view.y) * height / view.height) for y in (roi.y, roi.y + roi.height))
+    if left < 0 or top < 0 or right > width or bottom > height:
         raise ImageError(
             f"the region of interest [{roi.x}, {roi.y}, {roi.width}, {roi.height}] reaches to "
-            f"{right}, {bottom}, but the frame has {width} x {height} pixels; correct roi in the "
+            f"{roi.x + roi.width}, {roi.y + roi.height}, but {_in_words(view)}; correct roi in the "
             "program file, or the camera's frame size"
         )
-    return pixels[roi.y : bottom, roi.x : right]
+    return pixels[top:bottom, left:right]
+
+
+def shown(pixels: Image, roi: RegionOfInterest | None, view: View | None = None) -> View:
+    """What part of the frame a `crop` shows, in frame pixels; arguments as there."""
+    if roi is None:
+        return view or whole(pixels)
+    return View(roi.x, roi.y, roi.width, roi.height)
+
+
+def whole(pixels: Image) -> View:
+    """The view of a picture that is a whole frame, pixel by pixel."""
+    return View(0, 0, pixels.shape[1], pixels.shape[0])
+
+
+def _in_words(view: View) -> str:
+    size = f"{view.width:g} x {view.height:g} pixels"
+    if view.x or view.y:
+        return f"the camera shows {size} from {view.x:g}, {view.y:g} on"
+    return f"the frame has {size}"
 
 
 def grey(pixels: Image) -> GreyImage:
