@@ -2,18 +2,21 @@
 # ARGS is passed on: make demo ARGS="--parts 10", make test ARGS="-k heatmap".
 
 DATA ?= ../shared/data
+CAMERA_SIM ?= ../shared/camera-sim
 ARGS ?=
 PYTHON ?= python3
-export PYTHON
+export PYTHON CAMERA_SIM
 
-.PHONY: help demo test evaluate bench clean
+.PHONY: help demo test test-camera test-soak evaluate bench clean
 
 help:
-	@echo 'make demo      see it work: parts judged, with a broker of its own and a simulated camera'
-	@echo 'make test      run the tests'
-	@echo 'make bench     what an inspection costs'
-	@echo 'make evaluate  measure on labelled photographs: make evaluate DATA=DIR ARGS=--json'
-	@echo 'make clean     remove what these commands made here'
+	@echo 'make demo         see it work: parts judged, with a broker of its own and a simulated camera'
+	@echo 'make test         run the tests'
+	@echo 'make test-camera  run the tests of the Raspberry Pi camera, before a simulated sensor'
+	@echo 'make test-soak    what is guaranteed, at full length (over an hour): make test-soak ARGS=chaos'
+	@echo 'make bench        what an inspection costs'
+	@echo 'make evaluate     measure on labelled photographs: make evaluate DATA=DIR ARGS=--json'
+	@echo 'make clean        remove what these commands made here'
 
 demo:
 	@sh deploy/prepare.sh
@@ -22,6 +25,13 @@ demo:
 test:
 	@sh deploy/prepare.sh test
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+test-camera:
+	@exec sh deploy/test-camera.sh $(ARGS)
+
+test-soak:
+	@sh deploy/prepare.sh test
+	@exec env PYTHONPATH=tests .venv/bin/python -m soak $(ARGS)
 
 bench:
 	@sh deploy/prepare.sh

@@ -4,6 +4,7 @@ Heavy libraries are imported inside the command that needs them, so that ``--hel
 
 Exit codes: 0 all is well; 1 an error, told on standard error; 2 the command line is wrong; 3 a part
 did not PASS (`inspectd inspect`), or the service cannot judge (`inspectd status`); 130 Ctrl-C.
+`inspectd doctor` tells on standard output: 1 if any of its checks found an error, 0 with warnings.
 """
 
 from __future__ import annotations
@@ -126,6 +127,20 @@ def status(config: Settings = DEFAULT_SETTINGS) -> int:
 
 
 @app.command()
+def doctor(
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the lines.")
+    ] = False,
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Look at everything a station needs, from the camera to the broker; say what to do."""
+    from inspectd.commands.doctor import doctor as command
+
+    return command(config, as_json=as_json)
+
+
+@app.command()
 def teach(
     program: Program,
     *,
@@ -135,6 +150,13 @@ def teach(
     frames: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Take so many from the camera.")
     ] = None,
+    empty: Annotated[
+        bool,
+        typer.Option(
+            "--empty",
+            help="The pictures show the empty station, not good parts; so for --list and --remove.",
+        ),
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the references.")] = False,
     remove: Annotated[
         list[str] | None,
@@ -142,19 +164,39 @@ def teach(
     ] = None,
     config: Settings = DEFAULT_SETTINGS,
 ) -> int:
-    """Teach a program with pictures of good parts; on a running station too."""
+    """Teach a program with pictures of good parts, or of the empty station; while it runs, too."""
     from inspectd.commands import teach as commands
 
     chosen = [from_folder is not None, frames is not None, show, bool(remove)]
     if sum(chosen) != 1:
         raise typer.BadParameter("give one of --from-folder, --frames, --list and --remove")
     if from_folder is not None:
-        return commands.teach_from_folder(config, program, from_folder)
+        return commands.teach_from_folder(config, program, from_folder, empty=empty)
     if frames is not None:
-        return commands.teach_from_camera(config, program, frames)
+        return commands.teach_from_camera(config, program, frames, empty=empty)
     if remove:
-        return commands.remove(config, program, remove)
-    return commands.show(config, program)
+        return commands.remove(config, program, remove, empty=empty)
+    return commands.show(config, program, empty=empty)
+
+
+@app.command()
+def focus(
+    program: Annotated[
+        str | None, typer.Argument(help="Another program than the station's own")
+    ] = None,
+    *,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after so many readings; at Ctrl-C if absent.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a reading.")
+    ] = False,
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Mount and focus the camera: live brightness, sharpness and place of the part."""
+    from inspectd.commands.focus import focus as command
+
+    return command(config, program, count=count, as_json=as_json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from inspectd.errors import ControlError, InspectdError
+from inspectd.looking import Look
 from inspectd.payload import StatePayload
 from inspectd.teaching import Taught
 
@@ -42,17 +43,21 @@ class PictureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TeachRequest(msgspec.Struct, frozen=True, tag_field="request", tag="teach", kw_only=True):
-    """Take pictures as references: those that follow, or ``frames`` from the camera."""
+    """Take pictures as references, or of the empty station: those that follow, or ``frames`` from
+    the camera.
+    """
 
     program: str
+    empty: bool = False
     frames: Annotated[int, Meta(ge=0, le=MOST_PICTURES)] = 0
     pictures: Annotated[tuple[PictureHeader, ...], Meta(max_length=MOST_PICTURES)] = ()
 
 
 class RemoveRequest(msgspec.Struct, frozen=True, tag_field="request", tag="remove", kw_only=True):
-    """Take references out."""
+    """Take references out, or pictures of the empty station."""
 
     program: str
+    empty: bool = False
     names: tuple[str, ...]
 
 
@@ -60,7 +65,13 @@ class StatusRequest(msgspec.Struct, frozen=True, tag_field="request", tag="statu
     """Ask how the station is."""
 
 
-Request = TeachRequest | RemoveRequest | StatusRequest
+class LookRequest(msgspec.Struct, frozen=True, tag_field="request", tag="look", kw_only=True):
+    """Ask what the camera sees at the moment; no part is judged for it."""
+
+    program: str
+
+
+Request = TeachRequest | RemoveRequest | StatusRequest | LookRequest
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,6 +81,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     taught: Taught | None = None
     removed: tuple[str, ...] = ()
     state: StatePayload | None = None
+    look: Look | None = None
 
 
 Handler = Callable[[Request, Sequence[bytes]], Reply]

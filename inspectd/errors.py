@@ -32,6 +32,10 @@ class ReferencesError(PermanentError):
     """The reference pictures of a program are missing, too few, damaged or do not fit it."""
 
 
+class NotCompiled(PermanentError):
+    """A kernel is not in the cache, where it may not be compiled now."""
+
+
 class PictureUnreadable(PermanentError):
     """An image file that cannot be read whole: missing, empty, cut short, damaged, of a wrong kind.
 
@@ -71,12 +75,24 @@ class JournalError(TransientError):
     """An inspection could not be committed to the journal (disk full, folder read-only)."""
 
 
+class JournalDamaged(JournalError):
+    """The journal's file is damaged: a new one must be begun before anything can be committed."""
+
+
 class JournalUnusable(PermanentError):
     """The journal cannot be opened at all."""
 
 
 class BrokerUnavailable(TransientError):
     """The MQTT broker cannot be reached at present."""
+
+
+class BrokerRefused(PermanentError):
+    """Broker and station do not accept each other: password, certificate, protocol or rights."""
+
+
+class MessageTooLarge(PermanentError):
+    """The MQTT broker takes no message of this size; the message was not sent."""
 
 
 class GpioUnusable(PermanentError):

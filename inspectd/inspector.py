@@ -21,6 +21,7 @@ from inspectd.errors import ImageError, ReferencesError
 from inspectd.eye import Eye, Sight
 from inspectd.imaging import gate, preprocess
 from inspectd.imaging.align import FOUND, to_picture
+from inspectd.imaging.empty import EmptyStation
 from inspectd.imaging.regions import region_patches
 from inspectd.limits import (
     FEWEST_SCORES,
@@ -36,6 +37,7 @@ from inspectd.records import (
     GreyImage,
     Image,
     Inspection,
+    Measure,
     PatchGrid,
     Peak,
     PictureHealth,
@@ -45,14 +47,17 @@ from inspectd.records import (
     Verdict,
     View,
 )
-from inspectd.settings import Program
+from inspectd.settings import Program, Region
 
 IN_VIEW = 0.75
 """Share of a region's patches, and of what there is to see in the remaining picture, that must be
 seen: what was not seen was not judged. Plain ground around a part may leave the picture."""
 LEAST_MATCH_SHARE = 0.5
 """What matches the references' common picture less than this share of the worst of them is not
-taken for the part, whatever its score."""
+taken for the part, whatever its score, unless the program says otherwise."""
+
+MOST_LIGHT_SPREAD = 4.0
+"""By how many times the references' own brightness is taken to differ at most."""
 
 
 class _NotJudgedError(Exception):
@@ -84,7 +89,8 @@ class _Work:
         try:
             yield
         finally:
-            self.timings_ms[stage] = (perf_counter() - start) * 1e3
+            before = self.timings_ms.get(stage, 0.0)
+            self.timings_ms[stage] = before + (perf_counter() - start) * 1e3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,12 +102,12 @@ class ReducedCrop:
     Attributes:
         size: (height, width) at full resolution.
         picture: uint8 (height, width), grey, reduced.
-        focus: sharpness at full resolution (see `gate.focus_measure`).
+        health: its figures, those of full resolution among them.
     """
 
     size: tuple[int, int]
     picture: GreyImage
-    focus: float
+    health: PictureHealth
 
     @classmethod
     def of(cls, crop: Image, longest: int) -> ReducedCrop:
@@ -119,7 +125,7 @@ class ReducedCrop:
         reduced = preprocess.reduce(grey, longest)
         if np.may_share_memory(reduced, crop):
             reduced = reduced.copy()  # or a small view would keep a large frame
-        return cls((height, width), reduced, gate.focus_measure(grey))
+        return cls((height, width), reduced, gate.measure(grey, reduced))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +146,46 @@ class Zone:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Studied:
+    """What of a program's references is costly to learn, and does not depend on its limits.
+
+    Attributes:
+        program: it was learned for.
+        references, empties: reduced.
+        anchor: the picture in whose place the others are put.
+        maps: float32 (n, rows, cols), the maps that the references get from all the others.
+    """
+
+    program: Program
+    references: tuple[ReducedCrop, ...]
+    empties: tuple[ReducedCrop, ...]
+    anchor: ReducedCrop
+    eye: Eye
+    maps: NDArray[np.float32]
+
+    def suits(self, program: Program) -> bool:
+        """Whether another program would learn the same from the same references."""
+        return _to_study(self.program) == _to_study(program)
+
+
+def _to_study(program: Program) -> Program:
+    """What of a program decides what is learned of pictures; of regions, only what is ignored."""
+    ignored = [region for region in program.regions if region.ignore]
+    return Program(
+        roi=program.roi,
+        resolution=program.resolution,
+        light=program.light,
+        alignment=program.alignment,
+        soartc=program.soartc,
+        method=program.method,
+        regions=tuple(
+            Region(name=str(index), box=region.box, polygon=region.polygon, ignore=True)
+            for index, region in enumerate(ignored)
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Learned:
     """What follows from a program's references: derived at each load, stored nowhere.
 
@@ -147,8 +193,10 @@ class Learned:
         crop_shape: (height, width) of the references: the region of interest as the camera gives
             it.
         shape: (height, width) of the inspected picture.
-        usual: what the references' pictures are like, for the gate.
+        usual, usual_place: what the references' pictures are like, and how they lie, for the gate.
+        least_match: the correlation without which nothing can PASS.
         zones: everything that is judged.
+        empty: the station without a part; None where that was not taught.
         limits: float32 (rows, cols), the limit of each patch in raw units, the smallest of its
             zones'; infinite where nothing is judged.
         leave_one_out: the score that each reference gets from all the others, in units of the
@@ -156,26 +204,25 @@ class Learned:
         warnings: what makes the limits less sure than they could be, for a person.
     """
 
+    studied: Studied
     crop_shape: tuple[int, int]
     shape: tuple[int, int]
-    eye: Eye
     usual: gate.Usual
+    usual_place: gate.UsualPlace
+    least_match: float
+    empty: EmptyStation | None
     zones: tuple[Zone, ...]
     limits: FloatMap
     leave_one_out: tuple[float, ...]
     warnings: tuple[str, ...]
 
     @property
-    def grid(self) -> PatchGrid:
-        return self.eye.grid
+    def eye(self) -> Eye:
+        return self.studied.eye
 
     @property
-    def least_match(self) -> float:
-        """The correlation without which nothing can PASS."""
-        matches = [placement.alignment.match for placement in self.eye.placements]
-        least = LEAST_MATCH_SHARE * min(matches)
-        # One or two references match the template that they make better than any other part can.
-        return least if len(matches) >= FEWEST_SCORES else min(least, FOUND)
+    def grid(self) -> PatchGrid:
+        return self.eye.grid
 
 
 class Inspector:
@@ -187,6 +234,7 @@ class Inspector:
         references: Sequence[ReducedCrop],
         hindrance: str = "",
         frame: ReducedCrop | None = None,
+        empties: Sequence[ReducedCrop] = (),
     ) -> None:
         """Learn from the references.
 
@@ -197,21 +245,43 @@ class Inspector:
             references: of good parts, reduced to the program's resolution.
             hindrance: why there are too few, where that is known; else their number is told.
             frame: the picture in whose place the others are put; the first one if absent.
+            empties: pictures of the station without a part, reduced alike; none of them is a
+                reference.
 
         Raises:
             ReferencesError: references of different sizes, or all the same picture; regions that
-                leave nothing to judge.
+                leave nothing to judge; a picture of the empty station of another size.
             ImageError: the inspected picture is smaller than one patch.
         """
         self.program = program
         self.reference_count = len(references)
         self.references_needed = program.references.minimum
         enough = self.reference_count >= self.references_needed
-        self.learned = learn(program, references, frame) if enough else None
+        self.learned = learn(program, references, frame, empties) if enough else None
         self._hindrance = hindrance or (
             f"there are {self.reference_count} usable references of the "
             f"{self.references_needed} needed: teach more good parts"
         )
+
+    def adapted(self, program: Program) -> Inspector | None:
+        """An inspector by the same references for a program with other limits, regions or bounds,
+        at little cost; it serves the same thread as this one.
+
+        Returns:
+            None where more is to be learned.
+
+        Raises:
+            ReferencesError: the regions leave nothing to judge.
+        """
+        known = self.learned
+        if known is None or self.reference_count < program.references.minimum:
+            return None
+        if not known.studied.suits(program):
+            return None
+        adapted = Inspector(program, ())
+        adapted.reference_count = self.reference_count
+        adapted.learned = derive(program, known.studied)
+        return adapted
 
     def inspect(self, pixels: Image, view: View | None = None) -> Inspection:
         """Judge one frame.
@@ -226,10 +296,10 @@ class Inspector:
         """
         work = _Work(preprocess.shown(pixels, self.program.roi, view))
         try:
-            reduced = self._prepare(pixels, view, work)
-            learned = self._require_references()
-            sight = self._look(learned, reduced, work)
-            return self._conclude(learned, sight, work)
+            health, reduced = self._prepare(pixels, view, work)
+            learned = self._require_references(health)
+            sight, health = self._look(learned, health, reduced, work)
+            return self._conclude(learned, health, sight, work)
         except _NotJudgedError as doubt:
             misplaced = doubt.reason is Reason.MISPLACED
             fails = misplaced and self.program.alignment.beyond == "fail"
@@ -243,8 +313,10 @@ class Inspector:
                 timings_ms=work.timings_ms,
             )
 
-    def _prepare(self, pixels: Image, view: View | None, work: _Work) -> GreyImage:
-        """Crop, grey and reduce; then ask whether the picture can be trusted at all."""
+    def _prepare(
+        self, pixels: Image, view: View | None, work: _Work
+    ) -> tuple[PictureHealth, GreyImage]:
+        """Crop, grey, reduce, and measure the picture's own figures."""
         learned = self.learned
         with work.timed("prepare"):
             try:
@@ -261,23 +333,31 @@ class Inspector:
                     "and the region of interest, or teach again",
                 )
         with work.timed("gate"):
-            focus = gate.focus_measure(grey)
-            work.health = gate.measure(focus, reduced, learned.usual if learned else None)
-            doubt = gate.judge(work.health, self.program.health)
-            if doubt:
-                raise _NotJudgedError(*doubt)
-        return reduced
+            work.health = gate.measure(grey, reduced)
+        return work.health, reduced
 
-    def _require_references(self) -> Learned:
+    def _require_references(self, health: PictureHealth) -> Learned:
         if self.learned is None:
+            self._require_fit(health)
             raise _NotJudgedError(Reason.TOO_FEW_REFERENCES, self._hindrance)
         return self.learned
 
-    def _look(self, learned: Learned, reduced: GreyImage, work: _Work) -> Sight:
-        """Align and compare; then ask whether the part was where it should be."""
+    def _require_fit(self, health: PictureHealth) -> None:
+        """Ask whether the picture can be trusted at all."""
+        doubt = gate.judge(health, self.program.health)
+        if doubt:
+            raise _NotJudgedError(*doubt)
+
+    def _look(
+        self, learned: Learned, health: PictureHealth, reduced: GreyImage, work: _Work
+    ) -> tuple[Sight, PictureHealth]:
+        """Align and compare; then ask whether picture and part are as they should be."""
         sight = learned.eye.look(reduced)
         work.timings_ms |= sight.timings_ms
         work.alignment = in_frame_pixels(sight.alignment, learned.shape, work.extent)
+        with work.timed("gate"):
+            work.health = health = self._compared(learned, health, reduced, sight.alignment)
+            self._require_fit(health)
         if not sight.alignment.within:
             raise _NotJudgedError(Reason.MISPLACED, self._misplaced(work.alignment, work.extent))
         work.picture = sight.picture
@@ -288,16 +368,27 @@ class Inspector:
                 f"the comparison gave no finite number for {finite.size - int(finite.sum())} of "
                 f"{finite.size} patches; report this as a bug, with the picture",
             )
-        for zone in learned.zones:
-            weights = None if zone.name else learned.eye.structure[zone.patches]
-            share = float(np.average(sight.seen[zone.patches], weights=weights))
-            if share < IN_VIEW:
-                where = f"region {zone.name}" if zone.name else "the part"
-                raise _NotJudgedError(
-                    Reason.NOT_IN_VIEW,
-                    f"only {share:.0%} of {where} is in the picture; move camera or part",
-                )
-        return sight
+        _require_view(learned, sight)
+        return sight, health
+
+    def _compared(
+        self, learned: Learned, health: PictureHealth, reduced: GreyImage, alignment: Alignment
+    ) -> PictureHealth:
+        """The picture's figures, and how it and the part's place compare with the references."""
+        program = self.program
+        of_picture = gate.compare(health, reduced, learned.usual, program.health)
+        of_place = gate.compare_place(
+            alignment,
+            max(learned.shape),
+            learned.usual_place,
+            learned.least_match,
+            program.alignment,
+        )
+        of_station: tuple[Measure, ...] = ()
+        if learned.empty:
+            recognised = alignment.match >= learned.least_match
+            of_station = learned.empty.compare(reduced, recognised=recognised)
+        return replace(health, measures=of_picture + of_place + of_station)
 
     def _misplaced(self, alignment: Alignment, extent: View) -> str:
         settings, pose = self.program.alignment, alignment.pose
@@ -309,16 +400,9 @@ class Inspector:
             "there: check fixture and camera, or widen `alignment`"
         )
 
-    @staticmethod
-    def _not_recognised(score: float, learned: Learned, sight: Sight) -> str:
-        return (
-            f"nothing is abnormal (score {score:.2f}), but the picture hardly resembles the "
-            f"references (match {sight.alignment.match:.2f}, at least {learned.least_match:.2f} "
-            "needed): check that it shows the part, and that the references all lie alike; where "
-            "they do not, set alignment.mode to search"
-        )
-
-    def _conclude(self, learned: Learned, sight: Sight, work: _Work) -> Inspection:
+    def _conclude(
+        self, learned: Learned, health: PictureHealth, sight: Sight, work: _Work
+    ) -> Inspection:
         """Score against the limits, zone by zone."""
         with work.timed("score"):
             # A threshold that is all but zero overflows here; the score is looked at below.
@@ -343,8 +427,10 @@ class Inspector:
             peak = Peak(x, y, score)
             blobs = _blobs(learned.grid, to_frame, in_limits)
         passed = score <= 1.0
-        if passed and not sight.alignment.match >= learned.least_match:
-            raise _NotJudgedError(Reason.MISPLACED, self._not_recognised(score, learned, sight))
+        doubt = gate.judge_good(health) if passed else None
+        if doubt:
+            reason, detail = doubt
+            raise _NotJudgedError(reason, f"nothing is abnormal (score {score:.2f}), but {detail}")
         return Inspection(
             Verdict.PASS if passed else Verdict.FAIL,
             None if passed else Reason.ABOVE_LIMIT,
@@ -360,6 +446,19 @@ class Inspector:
             alignment=work.alignment,
             timings_ms=work.timings_ms,
         )
+
+
+def _require_view(learned: Learned, sight: Sight) -> None:
+    """Ask whether enough of each zone is in the picture."""
+    for zone in learned.zones:
+        weights = None if zone.name else learned.eye.structure[zone.patches]
+        share = float(np.average(sight.seen[zone.patches], weights=weights))
+        if share < IN_VIEW:
+            where = f"region {zone.name}" if zone.name else "the part"
+            raise _NotJudgedError(
+                Reason.NOT_IN_VIEW,
+                f"only {share:.0%} of {where} is in the picture; move camera or part",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +525,10 @@ def _above_limit(score: float, peak: Peak, regions: Sequence[RegionScore]) -> st
 
 
 def learn(
-    program: Program, references: Sequence[ReducedCrop], frame: ReducedCrop | None = None
+    program: Program,
+    references: Sequence[ReducedCrop],
+    frame: ReducedCrop | None = None,
+    empties: Sequence[ReducedCrop] = (),
 ) -> Learned:
     """Derive from the references everything that judging needs.
 
@@ -434,38 +536,109 @@ def learn(
         program: the program's settings.
         references: one or more, all of one size.
         frame: the picture in whose place the others are put; the first one if absent.
+        empties: of the station without a part.
 
     Raises:
         ReferencesError: they differ in size, or are all the same picture; or the regions leave
             nothing to judge.
         ImageError: the inspected picture is smaller than one patch.
     """
+    return derive(program, study(program, references, frame, empties))
+
+
+def study(
+    program: Program,
+    references: Sequence[ReducedCrop],
+    frame: ReducedCrop | None,
+    empties: Sequence[ReducedCrop],
+) -> Studied:
+    """The costly part of `learn`.
+
+    Raises:
+        ReferencesError: the pictures differ in size, or are all the same.
+        ImageError: the inspected picture is smaller than one patch.
+    """
     anchor = references[0] if frame is None else frame
-    sizes = sorted({reference.size for reference in [anchor, *references]})
+    sizes = sorted({picture.size for picture in [anchor, *references, *empties]})
     if len(sizes) > 1:
         named = ", ".join(f"{width} x {height}" for height, width in sizes)
         raise ReferencesError(
             f"the references differ in size ({named} pixels): remove those of the old region of "
             "interest or camera mode, or teach anew"
         )
-    pictures = [reference.picture for reference in references]
-    eye = Eye(program, pictures, anchor.picture)
-    shape = anchor.picture.shape
+    eye = Eye(program, [reference.picture for reference in references], anchor.picture)
     maps = eye.leave_one_out()
+    return Studied(program, tuple(references), tuple(empties), anchor, eye, maps)
+
+
+def derive(program: Program, studied: Studied) -> Learned:
+    """The rest of `learn`: limits and bounds.
+
+    Args:
+        program: one that ``studied`` suits.
+        studied: from `study`.
+
+    Raises:
+        ReferencesError: the regions leave nothing to judge, or no limit follows.
+    """
+    eye, maps, anchor = studied.eye, studied.maps, studied.anchor
+    references, empties = studied.references, studied.empties
+    pictures = [reference.picture for reference in references]
+    shape = anchor.picture.shape
     zones = learn_zones(program, eye, maps, shape)
     limits = np.full(maps.shape[1:], np.inf, np.float32)
     for zone in zones:
         limits[zone.patches] = np.minimum(limits[zone.patches], zone.limit)
+    alignments = [placement.alignment for placement in eye.placements]
+    usual = gate.usual([reference.health for reference in references], pictures)
+    empty = empty_station(program, empties, usual, pictures) if empties else None
     return Learned(
+        studied=studied,
         crop_shape=anchor.size,
         shape=shape,
-        eye=eye,
-        usual=gate.usual([reference.focus for reference in references], pictures),
+        usual=usual,
+        usual_place=gate.usual_place(alignments, max(shape)),
+        least_match=least_match(program, [alignment.match for alignment in alignments]),
+        empty=empty,
         zones=zones,
         limits=limits,
         leave_one_out=tuple(in_learned_limits(maps, zones)),
-        warnings=warnings(zones, pictures),
+        warnings=(*warnings(zones, pictures), *_warnings_of(empty)),
     )
+
+
+def empty_station(
+    program: Program,
+    empties: Sequence[ReducedCrop],
+    usual: gate.Usual,
+    pictures: Sequence[GreyImage],
+) -> EmptyStation:
+    """The station without a part, against good parts.
+
+    Args:
+        program: how light and place may change.
+        empties: one picture or more.
+        usual: what the references are like.
+        pictures: the references, reduced, of the same shape.
+    """
+    light = usual.light
+    # A reference that is all but black says nothing of the light.
+    spread = min(light.largest / max(light.least, 1e-6), MOST_LIGHT_SPREAD)
+    return EmptyStation([one.picture for one in empties], pictures, program, spread)
+
+
+def least_match(program: Program, matches: Sequence[float]) -> float:
+    """The correlation without which nothing can PASS.
+
+    Args:
+        program: may set it.
+        matches: of the references with their common picture.
+    """
+    if program.health.min_match is not None:
+        return program.health.min_match
+    least = LEAST_MATCH_SHARE * min(matches)
+    # One or two references match the template that they make better than any other part can.
+    return least if len(matches) >= FEWEST_SCORES else min(least, FOUND)
 
 
 def learn_zones(
@@ -530,6 +703,16 @@ def warnings(zones: Sequence[Zone], pictures: Sequence[GreyImage]) -> tuple[str,
     repeats = near_duplicates_warning(near_duplicates(units), len(pictures))
     doubtful = max((zone.learned for zone in zones), key=_doubt)
     return tuple(warning for warning in (repeats, doubtful.warning) if warning)
+
+
+def _warnings_of(empty: EmptyStation | None) -> tuple[str, ...]:
+    if empty is None or empty.tells_parts_apart:
+        return ()
+    return (
+        "the empty station as it was taught hardly differs from a reference: nothing is called "
+        '"no part" until it does. Look for a part in the pictures of `inspectd teach --empty '
+        "--list`, or for an empty station among the references",
+    )
 
 
 def _doubt(limit: Limit) -> float:

@@ -6,12 +6,16 @@ be looked at is NOT_JUDGED.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import random
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -20,27 +24,33 @@ from inspectd.camera import Camera
 from inspectd.clock import clock_synchronised
 from inspectd.errors import (
     CameraError,
+    CameraFrozen,
     CameraLost,
     CameraTimeout,
     CameraUnusable,
     EndOfFrames,
+    ExposureNotSettled,
     JournalError,
 )
+from inspectd.imaging.frozen import same_picture
 from inspectd.imaging.heatmap import encode_png, render_heatmap
 from inspectd.inspector import Inspector
 from inspectd.journal import Journal
 from inspectd.mqtt.outbox import Outbox, ReplyTo
 from inspectd.payload import MapPayload, Response, VerdictPayload, judgement
-from inspectd.records import Frame, Inspection, Reason, Trigger, TriggerSource, Verdict
-from inspectd.settings import Settings
+from inspectd.recording import Recorder
+from inspectd.records import Frame, Image, Inspection, Reason, Trigger, TriggerSource, Verdict
+from inspectd.settings import Station
 from inspectd.state import State, StationState
 from inspectd.teaching import Lesson
 
 _logger = logging.getLogger(__name__)
 
 FIRST_REOPENING_S = 1.0
-LONGEST_REOPENING_S = 30.0
+LONGEST_REOPENING_S = 8.0
 """A lost camera is opened again after so long, longer each time."""
+PROBE_S = 2.0
+"""A live camera that nobody asks for pictures is asked for one after so long."""
 
 
 class CameraClosed(CameraError):
@@ -48,25 +58,65 @@ class CameraClosed(CameraError):
 
 
 class CameraKeeper:
-    """The camera, opened again when it was lost, until it is closed for good."""
+    """The camera, opened again when it was lost or gives nothing of use, until it is closed.
 
-    def __init__(self, camera: Camera, timeout_s: float, state: StationState) -> None:
+    A live camera counts as a fault from the first picture that does not come until one does: that
+    it is open proves nothing. So it is asked for one after each opening, and now and then while
+    nobody else asks.
+
+    Whatever a driver fails with, the camera is lost by it, and opened again. Only one that could
+    never be opened may be unusable: later the settings are the same, and it is the camera that is
+    not.
+    """
+
+    def __init__(self, camera: Camera, station: Station, state: StationState) -> None:
+        """Args:
+        camera: not yet open.
+        station: how long to wait for pictures, and what to put up with.
+        state: told of faults.
+        """
         self._camera = camera
-        self._timeout_s = timeout_s
+        self._station = station
         self._state = state
         self._open = False
+        self._opened_before = False
         self._closed = False
         self._pause_s = FIRST_REOPENING_S
         self._try_at = 0.0
         self._trouble = ""
+        self._misses = 0
+        self._last: Image | None = None
+        self._alike = 0
+        self._probe_at = 0.0
+        self._lost = 0
 
     @property
     def is_open(self) -> bool:
         """Whether there is a camera at present."""
         return self._open
 
+    @property
+    def times_lost(self) -> int:
+        """How often it had to be given up once it was open, since the start."""
+        return self._lost
+
+    def adopt(self, station: Station) -> None:
+        """Follow other settings: the timeout, and what to put up with."""
+        self._station = station
+
+    def replace(self, camera: Camera) -> None:
+        """Go on with another camera, not yet open, as after a loss; not while capturing."""
+        self._give_back()
+        self._camera = camera
+        self._open = False
+        self._pause_s, self._try_at = FIRST_REOPENING_S, 0.0
+        self._misses = self._alike = 0
+        self._last = None
+        # Should it be unusable: the station says so and waits for better settings.
+        self._opened_before = True
+
     def tend(self) -> None:
-        """Open the camera if it is closed and the time has come.
+        """Open the camera if it is closed and the time has come, which may take long.
 
         Raises:
             CameraUnusable: it cannot be used as it is set.
@@ -74,19 +124,39 @@ class CameraKeeper:
         if self._open or self._closed or time.monotonic() < self._try_at:
             return
         try:
-            self._camera.open()
+            with _faults_of_the_driver():
+                self._camera.open()
         except CameraLost as error:
             self._lose(error)
+            return
+        except CameraUnusable as error:
+            if not self._opened_before:
+                raise
+            self._lose(CameraLost(str(error)))
+            return
+        self._open = self._opened_before = True
+        self._misses = 0
+        if self._camera.live:
+            self._probe_at = 0.0
         else:
-            self._open = True
-            self._pause_s = FIRST_REOPENING_S
-            self._state.clear(State.CAMERA_FAULT)
+            self._note_good()
 
-    def capture(self, after_ns: int) -> Frame:
-        """A frame exposed after an instant.
+    def tend_idle(self) -> None:
+        """`tend`, and see whether a live camera that nobody asks still gives pictures.
 
         Raises:
-            CameraTimeout: none came in time.
+            CameraUnusable: it cannot be used as it is set.
+        """
+        self.tend()
+        if self._open and self._camera.live and time.monotonic() >= self._probe_at:
+            self._probe()
+
+    def capture(self, after_ns: int, *, whole: bool = False) -> Frame:
+        """A frame exposed after an instant, which may lie ahead; see `Camera.capture`.
+
+        Raises:
+            CameraTimeout: none came in time; ExposureNotSettled: none exposed as it should be.
+            CameraFrozen: it shows the past.
             CameraLost: there is no camera at present.
             CameraClosed: `close` was called, before or meanwhile.
             CameraUnusable: it cannot be used as it is set.
@@ -98,25 +168,114 @@ class CameraKeeper:
         if not self._open:
             raise CameraLost(self._trouble)
         try:
-            return self._camera.capture(after_ns, self._timeout_s)
+            with _faults_of_the_driver():
+                timeout_s = self._station.capture_timeout_s
+                frame = self._camera.capture(after_ns, timeout_s, whole=whole)
+            self._require_fresh(frame)
         except CameraLost as error:
             if self._closed:
                 raise CameraClosed("the service is stopping") from error
             self._lose(error)
             raise
+        except (CameraTimeout, CameraFrozen) as error:
+            self._miss(error)
+            raise
+        self._note_good()
+        return frame
 
     def close(self) -> None:
         """Give the camera back for good; a waiting `capture` ends. From any thread."""
         self._closed = True
-        self._camera.close()
+        self._give_back()
+
+    def _probe(self) -> None:
+        """Whatever is wrong with it has been told by `capture`."""
+        with contextlib.suppress(CameraTimeout, CameraFrozen, CameraLost, CameraClosed):
+            self.capture(time.monotonic_ns())
+
+    def _require_fresh(self, frame: Frame) -> None:
+        """Raises CameraFrozen."""
+        if not self._camera.live or not self._station.frozen_after:
+            return
+        alike = self._last is not None and same_picture(frame.pixels, self._last)
+        self._last = frame.pixels
+        self._alike = self._alike + 1 if alike else 0
+        if self._alike >= self._station.frozen_after:
+            raise CameraFrozen(
+                "the picture is to the last pixel the one before: the camera shows the past; check "
+                "its cable and power, and if it never has any noise set frozen_after to 0"
+            )
+
+    def _note_good(self) -> None:
+        self._misses = 0
+        self._pause_s = FIRST_REOPENING_S
+        self._probe_at = time.monotonic() + PROBE_S
+        self._state.clear(State.CAMERA_FAULT)
+
+    def _miss(self, error: CameraTimeout | CameraFrozen) -> None:
+        """No picture of use came. What is not live need not have one ready."""
+        if not self._camera.live:
+            return
+        self._misses += 1
+        self._state.hinder(State.CAMERA_FAULT, str(error))
+        if self._misses >= self._station.reopen_after:
+            self._lose(CameraLost(str(error)))
 
     def _lose(self, error: CameraLost) -> None:
-        self._camera.close()
+        self._give_back()
+        self._lost += self._open
         self._open = False
-        self._try_at = time.monotonic() + self._pause_s
+        # Random, so that several stations on one bus do not all try in the same instant.
+        self._try_at = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
         self._pause_s = min(2 * self._pause_s, LONGEST_REOPENING_S)
         self._trouble = str(error)
         self._state.hinder(State.CAMERA_FAULT, self._trouble)
+
+    def _give_back(self) -> None:
+        try:
+            with _faults_of_the_driver():
+                self._camera.close()
+        except CameraError as error:
+            _logger.warning("the camera could not be closed properly: %s", error)
+
+
+@contextlib.contextmanager
+def _faults_of_the_driver() -> Iterator[None]:
+    """Turns what a driver was not meant to raise into `CameraLost`."""
+    try:
+        yield
+    except CameraError:
+        raise
+    except Exception as error:
+        _logger.exception("unexpected error in the camera's driver")
+        raise CameraLost(
+            f"the camera's driver failed: {type(error).__name__}: {error}; the log has the details"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """A committed verdict and what led to it.
+
+    Attributes:
+        frame: None where no picture was looked at.
+        inspector: that judged.
+    """
+
+    verdict: VerdictPayload
+    inspection: Inspection
+    frame: Frame | None
+    inspector: Inspector
+
+
+class Signals(Protocol):
+    """What a PLC without a network is told. No call waits."""
+
+    def busy(self, on: bool) -> None:
+        """A trigger is being answered, or all are."""
+
+    def verdict(self, verdict: Verdict) -> None:
+        """The answer."""
 
 
 class Painter:
@@ -127,21 +286,24 @@ class Painter:
 
     WAITING = 4
 
-    def __init__(self, settings: Settings, outbox: Outbox, wanted: Callable[[], bool]) -> None:
+    def __init__(self, outbox: Outbox, wanted: Callable[[], bool]) -> None:
         """Args:
-        settings: name the program and its regions.
         outbox: takes the drawings to the broker.
         wanted: whether there is a broker to take them.
         """
-        self._settings = settings
         self._outbox = outbox
         self._wanted = wanted
-        self._orders: deque[tuple[VerdictPayload, Inspection, Inspector]] = deque(
-            maxlen=self.WAITING
-        )
+        self._dropped = 0
+        self._orders: deque[Conclusion] = deque(maxlen=self.WAITING)
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
+
+    @property
+    def dropped(self) -> int:
+        """How many drawings were left out, since the start."""
+        with self._changed:
+            return self._dropped
 
     def start(self) -> None:
         self._thread.start()
@@ -154,11 +316,12 @@ class Painter:
         if self._thread.is_alive():
             self._thread.join()
 
-    def paint(self, verdict: VerdictPayload, inspection: Inspection, inspector: Inspector) -> None:
+    def paint(self, conclusion: Conclusion) -> None:
         """Order the heatmap of a committed verdict."""
         if self._wanted():
             with self._changed:
-                self._orders.append((verdict, inspection, inspector))
+                self._dropped += len(self._orders) == self.WAITING
+                self._orders.append(conclusion)
                 self._changed.notify()
 
     def _run(self) -> None:
@@ -169,17 +332,17 @@ class Painter:
                     return
                 order = self._orders.popleft()
             try:
-                self._draw(*order)
+                self._draw(order)
             except Exception:
                 # A drawing is never worth the service; the verdict is on its way already.
-                _logger.exception("the heatmap of verdict %d could not be drawn", order[0].seq)
+                _logger.exception("the heatmap of verdict %d could not be drawn", order.verdict.seq)
 
-    def _draw(self, verdict: VerdictPayload, inspection: Inspection, inspector: Inspector) -> None:
-        learned = inspector.learned
+    def _draw(self, order: Conclusion) -> None:
+        verdict, inspection, learned = order.verdict, order.inspection, order.inspector.learned
         canvas = render_heatmap(
             inspection,
             program=verdict.program,
-            regions=self._settings.program.regions,
+            regions=order.inspector.program.regions,
             grid=learned.grid if learned else None,
         )
         values = None
@@ -200,43 +363,51 @@ class Judge:
 
     def __init__(
         self,
-        settings: Settings,
+        station: Station,
         boot_id: str,
         camera: CameraKeeper,
+        lesson_of: Callable[[str | None], Lesson],
         journal: Journal,
+        recorder: Recorder,
         outbox: Outbox,
         state: StationState,
-        painter: Painter,
+        signals: Signals,
+        lot: Callable[[], str | None],
+        wants_whole: Callable[[], bool],
+        witnesses: Sequence[Callable[[Conclusion], None]],
     ) -> None:
         """Args:
-        settings: of the station.
+        station: its settings; see `adopt`.
         boot_id: of this start of the service.
         camera: where the pictures come from.
-        journal: where verdicts are committed.
+        lesson_of: what to judge by, of a program by its name, or of the one in force.
+        journal: where transactions are looked up.
+        recorder: commits verdicts.
         outbox: takes committed verdicts to the broker.
         state: told of faults.
-        painter: draws the heatmaps.
+        signals: tells a PLC without a network.
+        lot: the name of the present one.
+        wants_whole: whether pictures may be kept, in full.
+        witnesses: called with each committed verdict; must not wait.
         """
-        self._settings = settings
+        self._station = station
         self._boot_id = boot_id
         self._camera = camera
+        self._lesson_of = lesson_of
         self._journal = journal
+        self._recorder = recorder
         self._outbox = outbox
         self._state = state
-        self._painter = painter
-        self._lesson = Lesson(Inspector(settings.program, ()))
+        self._signals = signals
+        self._lot = lot
+        self._wants_whole = wants_whole
+        self._witnesses = witnesses
         self._journal_failed = False
 
-    def judge_by(self, lesson: Lesson) -> None:
-        """From the next part on, judge by these references."""
-        self._lesson = lesson
-        self._state.note(
-            references=lesson.inspector.reference_count, references_hash=lesson.references_hash
-        )
-        if lesson.hindrance:
-            self._state.hinder(State.NOT_READY, lesson.hindrance)
-        else:
-            self._state.clear(State.NOT_READY)
+    def adopt(self, station: Station, signals: Signals) -> None:
+        """From the next part on these hold."""
+        self._station = station
+        self._signals = signals
 
     def tend(self) -> None:
         """See whether a journal that failed can be written again.
@@ -246,7 +417,7 @@ class Judge:
         if not self._journal_failed:
             return
         try:
-            self._journal.probe()
+            self._recorder.probe()
         except JournalError as error:
             self._state.hinder(State.JOURNAL_FAULT, str(error))
         else:
@@ -260,22 +431,14 @@ class Judge:
                 of the station's own has no part to be answered for.
             CameraUnusable: the camera cannot be used as it is set; likewise.
         """
+        self._signals.busy(on=True)
         if self._answer_again(trigger):
             return
-        waited_s = (time.monotonic_ns() - trigger.requested_ns) / 1e9
-        if waited_s > self._settings.station.capture_timeout_s:
-            detail = (
-                f"it waited {waited_s:.1f} s in line, longer than capture_timeout_s: another part "
-                "may lie there by now"
-            )
-            self._conclude(
-                trigger, None, Inspection(Verdict.NOT_JUDGED, Reason.STALE_TRIGGER, detail)
-            )
-            return
+        lesson = self._lesson_of(trigger.program)
         try:
-            frame, inspection = self._look(trigger)
+            frame, inspection = self._look(trigger, lesson)
         except (EndOfFrames, CameraUnusable) as error:
-            if trigger.source is TriggerSource.MQTT:
+            if trigger.source.from_outside:
                 self.refuse(trigger, Reason.CAMERA_LOST, str(error))
             raise
         except CameraClosed as error:
@@ -283,13 +446,13 @@ class Judge:
             if trigger.source is not TriggerSource.CONTINUOUS:
                 self.refuse(trigger, Reason.STOPPING, str(error))
             return
-        self._conclude(trigger, frame, inspection)
+        self._conclude(trigger, lesson, frame, inspection)
 
     def refuse(self, trigger: Trigger, reason: Reason, detail: str) -> None:
         """Answer NOT_JUDGED without looking."""
         if not self._answer_again(trigger):
             inspection = Inspection(Verdict.NOT_JUDGED, reason, detail)
-            self._conclude(trigger, None, inspection)
+            self._conclude(trigger, self._lesson_of(trigger.program), None, inspection)
 
     def _answer_again(self, trigger: Trigger) -> bool:
         """Give a transaction that was answered before the same answer.
@@ -319,18 +482,29 @@ class Judge:
             _logger.warning("request/trigger is refused: %s", refusal)
             response = msgspec.structs.replace(response, ok=False, verdict=None, error=refusal)
         self._outbox.respond(reply_to(trigger), response)
+        trigger.acknowledge()
         return True
 
-    def _look(self, trigger: Trigger) -> tuple[Frame | None, Inspection]:
+    def _look(self, trigger: Trigger, lesson: Lesson) -> tuple[Frame | None, Inspection]:
         """A picture, judged; raises EndOfFrames, CameraUnusable or CameraClosed."""
         frame = None
+        if trigger.queued:
+            return None, _kept_by_the_broker()
         try:
-            frame = self._camera.capture(trigger.requested_ns)
-            return frame, self._lesson.inspector.inspect(frame.pixels)
+            self._camera.tend()  # now: the trigger ages while a camera is opened
+            waited_s = (time.monotonic_ns() - trigger.due_ns) / 1e9
+            if self._camera.is_open and waited_s > self._station.capture_timeout_s:
+                return None, _stale(waited_s)
+            frame = self._camera.capture(trigger.due_ns, whole=self._wants_whole())
+            return frame, lesson.inspector.inspect(frame.pixels, frame.view)
         except (EndOfFrames, CameraUnusable, CameraClosed):
             raise
+        except ExposureNotSettled as error:
+            reason, detail = Reason.NOT_SETTLED, str(error)
         except CameraTimeout as error:
             reason, detail = Reason.CAMERA_TIMEOUT, str(error)
+        except CameraFrozen as error:
+            reason, detail = Reason.FROZEN, str(error)
         except CameraError as error:
             reason, detail = Reason.CAMERA_LOST, str(error)
         except Exception as error:
@@ -339,21 +513,28 @@ class Judge:
             reason, detail = Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
         return frame, Inspection(Verdict.NOT_JUDGED, reason, detail)
 
-    def _conclude(self, trigger: Trigger, frame: Frame | None, inspection: Inspection) -> None:
+    def _conclude(
+        self, trigger: Trigger, lesson: Lesson, frame: Frame | None, inspection: Inspection
+    ) -> None:
         """Commit, then publish."""
-        verdict = self._payload(trigger, frame, inspection)
+        verdict = self._payload(trigger, lesson, frame, inspection)
         try:
-            verdict = self._journal.commit(verdict)
+            verdict = self._recorder.commit(verdict)
         except JournalError as error:
             self._journal_failed = True
             self._state.hinder(State.JOURNAL_FAULT, str(error))
             self._answer_uncommitted(trigger, error)
+            trigger.acknowledge()
             return
         self._recover_journal()
+        self._signals.verdict(inspection.verdict)
         _log(verdict)
-        from_outside = trigger.source is TriggerSource.MQTT
-        self._outbox.offer(verdict, reply_to(trigger) if from_outside else None)
-        self._painter.paint(verdict, inspection, self._lesson.inspector)
+        asked_by_mqtt = trigger.source is TriggerSource.MQTT
+        self._outbox.offer(verdict, reply_to(trigger) if asked_by_mqtt else None)
+        trigger.acknowledge()
+        conclusion = Conclusion(verdict, inspection, frame, lesson.inspector)
+        for tell in self._witnesses:
+            tell(conclusion)
 
     def _recover_journal(self) -> None:
         self._journal_failed = False
@@ -361,6 +542,7 @@ class Judge:
 
     def _answer_uncommitted(self, trigger: Trigger, error: JournalError) -> None:
         """What is in no journal is no verdict: only the requester hears of it."""
+        self._signals.verdict(Verdict.NOT_JUDGED)
         if trigger.source is TriggerSource.MQTT:
             self._outbox.respond(
                 reply_to(trigger),
@@ -373,21 +555,22 @@ class Judge:
             )
 
     def _payload(
-        self, trigger: Trigger, frame: Frame | None, inspection: Inspection
+        self, trigger: Trigger, lesson: Lesson, frame: Frame | None, inspection: Inspection
     ) -> VerdictPayload:
         total_ms = (time.monotonic_ns() - trigger.requested_ns) / 1e6
         timings = {**inspection.timings_ms, "total": total_ms}
         if frame is not None:
-            timings["capture"] = max(0.0, (frame.captured_ns - trigger.requested_ns) / 1e6)
+            timings["capture"] = max(0.0, (frame.copied_ns - trigger.requested_ns) / 1e6)
         return VerdictPayload(
-            station=self._settings.station.station,
-            program=self._settings.station.program,
+            station=self._station.station,
+            program=lesson.program,
             id=uuid.uuid4().hex,
             journal_id="",
             seq=0,
             boot_id=self._boot_id,
             part_id=trigger.part_id,
             transaction=trigger.transaction,
+            lot=self._lot(),
             trigger=trigger.source.value,
             triggered_at=trigger.requested_at,
             captured_at=frame.captured_at if frame else None,
@@ -395,9 +578,25 @@ class Judge:
             frame=frame.name if frame else None,
             **judgement(inspection),
             timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
-            settings_hash=self._settings.hash,
-            references_hash=self._lesson.references_hash,
+            settings_hash=lesson.settings_hash,
+            references_hash=lesson.references_hash,
         )
+
+
+def _stale(waited_s: float) -> Inspection:
+    detail = (
+        f"its turn came {waited_s:.1f} s late, more than capture_timeout_s: another part may lie "
+        "there by now"
+    )
+    return Inspection(Verdict.NOT_JUDGED, Reason.STALE_TRIGGER, detail)
+
+
+def _kept_by_the_broker() -> Inspection:
+    detail = (
+        "the broker kept the request while the station was not connected: another part may lie "
+        "there by now"
+    )
+    return Inspection(Verdict.NOT_JUDGED, Reason.STALE_TRIGGER, detail)
 
 
 def reply_to(trigger: Trigger) -> ReplyTo:

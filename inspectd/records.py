@@ -6,7 +6,7 @@ milliseconds; instants that leave the process are UTC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -71,16 +71,18 @@ class Truth:
     """What a simulated frame really shows.
 
     Attributes:
-        defect: None for a good part.
-        box: x0, y0, x1, y1 of the defect in frame pixels; None for a good part.
+        defect: None for a good part, and without any.
+        box: x0, y0, x1, y1 of the defect in frame pixels; None without.
+        empty: there is no part.
     """
 
     defect: Defect | None = None
     box: tuple[float, float, float, float] | None = None
+    empty: bool = False
 
     @property
     def good(self) -> bool:
-        return self.defect is None
+        return self.defect is None and not self.empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,15 @@ class TriggerSource(StrEnum):
     MQTT = "mqtt"
     GPIO = "gpio"
 
+    @property
+    def from_outside(self) -> bool:
+        """Whether someone waits for the answer, whatever becomes of the station."""
+        return self in {TriggerSource.MQTT, TriggerSource.GPIO}
+
+
+def _nothing() -> None:
+    pass
+
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
@@ -166,6 +177,10 @@ class Trigger:
             same answer.
         response_topic: MQTT 5 response topic, where the requester gave one.
         correlation_data: MQTT 5 correlation data, echoed.
+        program: the one in force when it was asked, which judges it; None for the one in force
+            when its turn comes.
+        queued: it waited at the broker, nobody knows for how long: the part is gone.
+        acknowledge: called when it is answered; from then on the requester need not ask again.
     """
 
     source: TriggerSource
@@ -176,6 +191,9 @@ class Trigger:
     transaction: str | None = None
     response_topic: str | None = None
     correlation_data: bytes | None = None
+    program: str | None = None
+    queued: bool = False
+    acknowledge: Callable[[], None] = field(default=_nothing, compare=False, repr=False)
 
     @property
     def due_ns(self) -> int:
@@ -199,6 +217,13 @@ class Measure:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def within(self) -> bool:
+        """Whether it keeps to its bounds; a value that is no number keeps to none."""
+        above = self.low is None or self.value >= self.low
+        below = self.high is None or self.value <= self.high
+        return above and below
+
 
 @dataclass(frozen=True, slots=True)
 class PictureHealth:
@@ -207,20 +232,21 @@ class PictureHealth:
     Attributes:
         brightness: mean grey value, 0 to 1.
         contrast: standard deviation of the grey values, 0 to 0.5.
+        black, white: shares of the pixels at either end of the scale, before the reduction.
         focus: sharpness before the reduction, without unit (see `imaging.gate.focus_measure`).
-        focus_ratio: focus over the references' median focus; None without references.
-        light_ratio: brightness over the references' mean, pixel by pixel, the median; None without.
-        usual_light: least and largest light_ratio among the references; None without.
         measures: all that is compared with the references; empty without any.
     """
 
     brightness: float
     contrast: float
+    black: float
+    white: float
     focus: float
-    focus_ratio: float | None = None
-    light_ratio: float | None = None
-    usual_light: tuple[float, float] | None = None
     measures: tuple[Measure, ...] = ()
+
+    def measure(self, name: str) -> Measure | None:
+        """One of the measures; None where it was not compared."""
+        return next((measure for measure in self.measures if measure.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)

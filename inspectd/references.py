@@ -163,8 +163,15 @@ class ReferenceStore:
         directory: the program's own folder; made by the first `add`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, command: str = "teach") -> None:
+        """Open nothing yet.
+
+        Args:
+            directory: as above.
+            command: what a technician fills and prunes this store with.
+        """
         self.directory = directory
+        self._command = command
 
     def load(self, keep: Callable[[Image], Kept]) -> References[Kept]:
         """Read and verify everything. A picture that is damaged or missing is left out and named
@@ -285,7 +292,7 @@ class ReferenceStore:
         with self._locked(fcntl.LOCK_EX):
             index = self._read_index()
             listed = [entry for entry in index.entries if not entry.anchor_only]
-            removed = {entry.file: entry for entry in (_find(name, listed) for name in names)}
+            removed = {entry.file: entry for entry in (self._find(name, listed) for name in names)}
             left = _without(index, removed)
             self._write_index(left)
             self._sweep(left)
@@ -339,7 +346,7 @@ class ReferenceStore:
     def _read(self, entry: Entry, keep: Callable[[Image], Kept]) -> Reference[Kept]:
         """Raises ReferencesError when the picture is not what the index says."""
         path = self.directory / entry.file
-        advice = f"restore it, or take it out with teach --remove {entry.file}"
+        advice = f"restore it, or take it out with {self._command} --remove {entry.file}"
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
@@ -372,7 +379,7 @@ class ReferenceStore:
             elif path.suffix.lower() == ".png" and name not in listed:
                 yield (
                     f"{path} is in the folder but not in the index; it is not used. Move it away, "
-                    "or teach it with teach --from-folder"
+                    f"or teach it with {self._command} --from-folder"
                 )
 
     # ---- writing -----------------------------------------------------------------------------
@@ -401,6 +408,26 @@ class ReferenceStore:
             yield
         finally:
             os.close(descriptor)
+
+    def _find(self, name: str, entries: Sequence[Entry]) -> Entry:
+        """The one reference with that file name, or whose file name begins so."""
+        fitting = [entry for entry in entries if name and entry.file.startswith(name)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise ReferencesError(
+                f"more than one reference begins with {name!r}: {_listed(fitting)}; give more of it"
+            )
+        if not entries:
+            raise ReferencesError(f"there is no reference {name!r}: there are none at all")
+        known = {key: entry for entry in entries for key in (entry.file, entry.origin)}
+        nearest = [known[key] for key in get_close_matches(name, known, n=3, cutoff=0.5)]
+        advice = (
+            f"nearest: {_listed(dict.fromkeys(nearest))}"
+            if nearest
+            else f"see {self._command} --list"
+        )
+        raise ReferencesError(f"there is no reference {name!r}; {advice}")
 
     def _write_index(self, index: Index) -> None:
         raw = msgspec.json.format(msgspec.json.encode(index), indent=2)
@@ -520,23 +547,6 @@ def _require_fit(
 
 def _in_words(roi: RegionOfInterest | None) -> str:
     return f"[{roi.x}, {roi.y}, {roi.width}, {roi.height}]" if roi else "none (the whole frame)"
-
-
-def _find(name: str, entries: Sequence[Entry]) -> Entry:
-    """The one reference with that file name, or whose file name begins so."""
-    fitting = [entry for entry in entries if name and entry.file.startswith(name)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise ReferencesError(
-            f"more than one reference begins with {name!r}: {_listed(fitting)}; give more of it"
-        )
-    if not entries:
-        raise ReferencesError(f"there is no reference {name!r}: there are none at all")
-    known = {key: entry for entry in entries for key in (entry.file, entry.origin)}
-    nearest = [known[key] for key in get_close_matches(name, known, n=3, cutoff=0.5)]
-    advice = f"nearest: {_listed(dict.fromkeys(nearest))}" if nearest else "see teach --list"
-    raise ReferencesError(f"there is no reference {name!r}; {advice}")
 
 
 def _listed(entries: Sequence[Entry] | dict[Entry, None]) -> str:

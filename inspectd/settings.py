@@ -84,6 +84,9 @@ class SimulatedCamera(Record, frozen=True, tag_field="driver", tag="simulated"):
         tuple[Literal["missing_pin", "bent_pin", "foreign_object"], ...],
         Meta(min_length=1, description="the kinds of defect to draw from"),
     ] = ("missing_pin", "bent_pin", "foreign_object")
+    empty_rate: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="share of the pictures that show no part")
+    ] = 0.0
     jitter: Annotated[
         float,
         Meta(ge=0.0, le=10.0, description="pose jitter: 1 is a well-guided part, 0 none"),
@@ -309,6 +312,37 @@ class TlsSettings(Record, frozen=True):
             yield "", "certificate and key belong together: give both, or neither"
 
 
+class HomeAssistantSettings(Record, frozen=True):
+    """Announce the station to Home Assistant."""
+
+    prefix: Annotated[
+        str,
+        Meta(
+            max_length=200,
+            pattern=r"^[^+#/]+(/[^+#/]+)*$",
+            description="topic that Home Assistant's discovery listens below",
+        ),
+    ] = "homeassistant"
+
+
+class SparkplugSettings(Record, frozen=True):
+    """Be an edge node of Sparkplug B, on a connection of its own."""
+
+    group: Annotated[Name, Meta(description="the group id")]
+    node: Annotated[
+        Name | None, Meta(description="the edge node id; absent: the station's name")
+    ] = None
+    primary_host: Annotated[
+        Name | None,
+        Meta(description="host application to wait for; absent: publish whoever listens"),
+    ] = None
+
+
+RequestName = Literal[
+    "trigger", "program", "reload", "lot", "teach", "limits", "snapshot", "resend"
+]
+
+
 class MqttSettings(Record, frozen=True):
     """The broker."""
 
@@ -336,6 +370,28 @@ class MqttSettings(Record, frozen=True):
         TlsSettings | None,
         Meta(description="encrypt; {} with the system's authorities (then port is often 8883)"),
     ] = None
+    requests: Annotated[
+        tuple[RequestName, ...],
+        Meta(description="requests that are answered; any other is refused"),
+    ] = ("trigger", "program", "reload", "lot")
+    backlog_rate: Annotated[
+        float,
+        Meta(
+            gt=0.0,
+            le=10000.0,
+            description="verdicts a second, at the most, that follow after an outage",
+        ),
+    ] = 50.0
+    statistics_s: Annotated[
+        float, Meta(ge=1.0, le=3600.0, description="seconds from one topic statistics to the next")
+    ] = 10.0
+    homeassistant: Annotated[
+        HomeAssistantSettings | None,
+        Meta(description="announce the station to Home Assistant; {} with the usual prefix"),
+    ] = None
+    sparkplug: Annotated[
+        SparkplugSettings | None, Meta(description="publish as a Sparkplug B edge node as well")
+    ] = None
 
     def faults(self) -> Iterator[Fault]:
         if self.password_file is not None and self.username is None:
@@ -353,6 +409,45 @@ class StorageSettings(Record, frozen=True):
             "relative to the station file",
         ),
     ] = "/var/lib/inspectd"
+    sync: Annotated[
+        Literal["full", "normal"],
+        Meta(
+            description="full: a verdict outlives a power cut; normal: a crash of the service, "
+            "with fewer writes"
+        ),
+    ] = "full"
+    keep_days: Annotated[
+        float,
+        Meta(gt=0.0, le=36500.0, description="sent verdicts older than this are deleted"),
+    ] = 365.0
+    max_mb: Annotated[
+        float,
+        Meta(
+            ge=1.0,
+            le=1e6,
+            description="size of the journal beyond which the oldest sent verdicts are deleted",
+        ),
+    ] = 1000.0
+
+
+class ArchiveSettings(Record, frozen=True):
+    """Which pictures are kept on disk."""
+
+    keep: Annotated[
+        tuple[Literal["PASS", "FAIL", "NOT_JUDGED"], ...],
+        Meta(description="verdicts whose pictures are kept; [] for none"),
+    ] = ("FAIL", "NOT_JUDGED")
+    margin: Annotated[
+        Fraction,
+        Meta(description="a PASS whose score is nearer to the limit than this is kept as well"),
+    ] = 0.1
+    max_mb: Annotated[
+        float, Meta(ge=0.0, le=1e6, description="beyond it the oldest go; 0 keeps no pictures")
+    ] = 1000.0
+    format: Annotated[
+        Literal["png", "jpeg"],
+        Meta(description="png: without loss; jpeg: a third of the bytes, in colour a tenth"),
+    ] = "png"
 
 
 class Station(Record, frozen=True):
@@ -404,6 +499,17 @@ class Station(Record, frozen=True):
     storage: Annotated[StorageSettings, Meta(description="folders of the station")] = (
         StorageSettings()
     )
+    archive: Annotated[ArchiveSettings, Meta(description="which pictures are kept on disk")] = (
+        ArchiveSettings()
+    )
+    alarm_after: Annotated[
+        int,
+        Meta(ge=0, le=10000, description="FAILs in a row that are an alarm on state; 0: never"),
+    ] = 0
+    shifts: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")], ...],
+        Meta(description="local times at which a shift begins and is counted anew, as '06:00'"),
+    ] = ()
 
     def faults(self) -> Iterator[Fault]:
         if isinstance(self.trigger, GpioTrigger):
@@ -610,6 +716,10 @@ class LimitSettings(Record, frozen=True):
     ] = 1.0
 
 
+LARGEST_DEVIATION = 0.5
+"""Of grey values from 0 to 1."""
+
+
 class HealthSettings(Record, frozen=True):
     """Bounds on the picture itself; outside them it is NOT_JUDGED."""
 
@@ -623,6 +733,28 @@ class HealthSettings(Record, frozen=True):
         Fraction,
         Meta(description="deviation of the grey values below this is 'no contrast'"),
     ] = 0.02
+    min_relative_contrast: Annotated[
+        Fraction,
+        Meta(
+            description="with a deviation of the grey values below this share of the references' "
+            "median nothing can PASS: 'no contrast'; below half of that nothing can FAIL either"
+        ),
+    ] = 0.5
+    min_match: Annotated[
+        float | None,
+        Meta(
+            description="with less correlation with the references' common picture nothing can "
+            "PASS, and with less than half the contrast needed as well it is 'no part', unless "
+            "the empty station was taught; absent: half of what the worst reference has"
+        ),
+    ] = None
+    max_clipped: Annotated[
+        Fraction | None,
+        Meta(
+            description="a larger share of pixels at white, or at black, is 'clipped'; absent: 0.1 "
+            "more than any reference has, without limit where one has more than 0.1 itself"
+        ),
+    ] = None
     min_focus: Annotated[
         Fraction,
         Meta(description="sharpness below this share of the references' median: 'out of focus'"),
@@ -644,6 +776,14 @@ class HealthSettings(Record, frozen=True):
                 f"min_brightness ({self.min_brightness:g}) must be below "
                 f"max_brightness ({self.max_brightness:g})",
             )
+        if self.min_contrast >= LARGEST_DEVIATION:
+            yield (
+                "min_contrast",
+                f"min_contrast ({self.min_contrast:g}) must be below {LARGEST_DEVIATION:g}, the "
+                "contrast of a picture half black and half white",
+            )
+        if self.min_match is not None and not -1 <= self.min_match < 1:
+            yield "min_match", f"min_match must be from -1 to below 1, not {self.min_match:g}"
 
 
 class Program(Record, frozen=True):

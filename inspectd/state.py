@@ -41,6 +41,7 @@ class StationState:
         self._payload = first
         self._publish = publish
         self._hindrances: dict[State, str] = {State.STARTING: ""}
+        self._troubles: dict[str, str] = {}
         self._lock = threading.RLock()
 
     @property
@@ -69,11 +70,65 @@ class StationState:
             if self._hindrances.pop(state, None) is not None:
                 self._tell()
 
-    def note(self, *, references: int, references_hash: str | None) -> None:
-        """The references that are judged by have changed."""
+    def alarm(self, words: str | None) -> None:
+        """The line should be seen to, or, with None, no longer; either way it judges on."""
+        with self._lock:
+            before = self._payload.alarm
+            if words == before:
+                return
+            self._payload = msgspec.structs.replace(self._payload, alarm=words)
+            if words:
+                _logger.warning("alarm: %s", words)
+            else:
+                _logger.info("no alarm any more (%s)", before)
+            self._tell()
+
+    def note_trouble(self, about: str, words: str, *, logged: bool = False) -> None:
+        """Something is amiss that keeps nothing from being judged; without words, no longer.
+
+        Args:
+            about: what it concerns: of each, one note stands at a time.
+            words: what is the matter and what to do, for a person.
+            logged: whether the log says so already.
+        """
+        with self._lock:
+            if self._troubles.get(about, "") == words:
+                return
+            if words:
+                self._troubles[about] = words
+            else:
+                del self._troubles[about]
+            if not logged:
+                level = logging.WARNING if words else logging.INFO
+                _logger.log(level, "%s", words or f"{about}: in order again")
+            notes = tuple(self._troubles.values())
+            self._payload = msgspec.structs.replace(self._payload, notes=notes)
+            self._tell()
+
+    def note_journal(self, journal_id: str) -> None:
+        """Another journal was begun."""
+        with self._lock:
+            self._payload = msgspec.structs.replace(self._payload, journal_id=journal_id)
+            self._tell()
+
+    def note(
+        self,
+        *,
+        program: str | None = None,
+        settings_hash: str | None = None,
+        references: int,
+        references_hash: str | None,
+        empties: int = 0,
+    ) -> None:
+        """What is judged by has changed; without a program or hash, that stays."""
         with self._lock:
             self._payload = msgspec.structs.replace(
-                self._payload, references=references, references_hash=references_hash
+                self._payload,
+                program=program or self._payload.program,
+                settings_hash=settings_hash or self._payload.settings_hash,
+                references=references,
+                references_hash=references_hash,
+                empties=empties,
             )
             self._tell()
 

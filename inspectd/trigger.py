@@ -7,8 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from inspectd.records import Trigger, TriggerSource
 
@@ -22,16 +22,29 @@ def trigger_now(
     transaction: str | None = None,
     response_topic: str | None = None,
     correlation_data: bytes | None = None,
+    requested_ns: int | None = None,
+    delay_ms: float = 0.0,
+    queued: bool = False,
+    acknowledge: Callable[[], None] = lambda: None,
 ) -> Trigger:
-    """A trigger of this instant."""
+    """A trigger of this instant, or of the one that ``requested_ns`` names (`time.monotonic_ns`).
+
+    The part is in front of the camera ``delay_ms`` milliseconds after it.
+    """
+    now_ns, now = time.monotonic_ns(), datetime.now(UTC)
+    if requested_ns is None:
+        requested_ns = now_ns
     return Trigger(
         source=source,
-        requested_at=datetime.now(UTC),
-        requested_ns=time.monotonic_ns(),
+        requested_at=now - timedelta(microseconds=(now_ns - requested_ns) / 1000),
+        requested_ns=requested_ns,
+        delay_ns=round(delay_ms * 1e6),
         part_id=part_id,
         transaction=transaction,
         response_topic=response_topic,
         correlation_data=correlation_data,
+        queued=queued,
+        acknowledge=acknowledge,
     )
 
 
@@ -54,9 +67,13 @@ class TriggerLine:
     it there is, only one piece at a time.
     """
 
-    def __init__(self, bound: int) -> None:
-        """``bound``: triggers that may wait."""
-        self._bound = bound
+    def __init__(self, bound: int, program: Callable[[], str | None] = lambda: None) -> None:
+        """Args:
+        bound: triggers that may wait; may be changed at any time.
+        program: the one in force, which each trigger is given that names none.
+        """
+        self.bound = bound
+        self._program = program
         self._parts: deque[Trigger | Overrun] = deque()
         self._waiting = 0
         self._calls: deque[Callable[[], None]] = deque()
@@ -65,8 +82,10 @@ class TriggerLine:
 
     def put(self, trigger: Trigger) -> None:
         """Ask for a verdict; never waits."""
+        if trigger.program is None:
+            trigger = replace(trigger, program=self._program())
         with self._changed:
-            if self._waiting < self._bound:
+            if self._waiting < self.bound:
                 self._waiting += 1
                 self._parts.append(trigger)
             else:
@@ -93,6 +112,18 @@ class TriggerLine:
             if isinstance(part, Trigger):
                 self._waiting -= 1
             return part
+
+    @property
+    def waiting(self) -> int:
+        """Triggers that wait to be judged."""
+        with self._changed:
+            return self._waiting
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a trigger waits."""
+        with self._changed:
+            return bool(self._parts)
 
     def wake(self) -> None:
         """Let a waiting `take` return, so that its caller can look whether to stop."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from broker import Subscriber
+from sensor import Scene
 
 from inspectd.commands.private_broker import PrivateBroker, find_mosquitto
 
@@ -40,3 +41,13 @@ def subscribe() -> Iterator[Callable[[PrivateBroker], Subscriber]]:
     yield make
     for subscriber in subscribers:
         subscriber.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """Before the simulated sensor, in this process and in those that it starts."""
+    for name in ("FRAME", "STALL", "ERROR"):
+        monkeypatch.setenv(f"LIBCAMERA_SIM_{name}", str(tmp_path / name.lower()))
+    scene = Scene(tmp_path)
+    scene.show(scene.pattern)
+    return scene

@@ -51,19 +51,26 @@ class Station:
     """The files of one station in a folder of its own."""
 
     def __init__(
-        self, folder: Path, *, camera: str, trigger: str, port: int = 1, extra: str = ""
+        self,
+        folder: Path,
+        *,
+        camera: str,
+        trigger: str,
+        port: int = 1,
+        extra: str = "",
+        name: str = NAME,
     ) -> None:
         """``camera`` and ``trigger`` are YAML, ``extra`` further lines of the station file."""
         self.folder = folder
-        self.file = folder / "inspectd.yaml"
+        self.file = folder / f"{name}.yaml"
         (folder / "programs").mkdir(parents=True, exist_ok=True)
         (folder / "programs" / f"{PROGRAM}.yaml").write_text("description: 27 pins\n")
         self.file.write_text(
-            f"station: {NAME}\nprogram: {PROGRAM}\ncamera: {camera}\ntrigger: {trigger}\n"
+            f"station: {name}\nprogram: {PROGRAM}\ncamera: {camera}\ntrigger: {trigger}\n"
             f"mqtt: {{host: {HOST}, port: {port}}}\nstorage: {{directory: state}}\n{extra}"
         )
-        self.references = folder / "state" / NAME / "references" / PROGRAM
-        self.journal = folder / "state" / NAME / "journal.db"
+        self.references = folder / "state" / name / "references" / PROGRAM
+        self.journal = folder / "state" / name / "journal.db"
         self.started: list[Service] = []
 
     def teach(self, numbers: Sequence[int] = range(8)) -> None:
@@ -74,7 +81,9 @@ class Station:
         assert len(taught.added) == len(numbers)
 
     def start(self) -> "Service":
-        self.started.append(Service(self.file, self.folder / f"log-{len(self.started)}"))
+        self.started.append(
+            Service(self.file, self.folder / f"{self.file.stem}-{len(self.started)}.log")
+        )
         return self.started[-1]
 
     def rows(self) -> list[tuple[int, str, bool]]:

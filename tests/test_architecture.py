@@ -15,16 +15,47 @@ LAYERS = {
     0: {"records", "settings", "config", "errors", "jit", "__init__"},
     1: {"soartc", "imaging", "limits", "payload"},
     2: {"eye", "inspector"},
-    3: {"camera", "trigger", "journal", "mqtt", "references", "clock"},
-    4: {"service", "control", "judging", "teaching", "state"},
+    3: {
+        "camera",
+        "trigger",
+        "journal",
+        "mqtt",
+        "references",
+        "clock",
+        "gpio",
+        "machine",
+        "archive",
+    },
+    4: {
+        "service",
+        "control",
+        "judging",
+        "teaching",
+        "looking",
+        "state",
+        "health",
+        "statistics",
+        "tally",
+        "requests",
+        "reload",
+        "recording",
+        "programs",
+        "chosen",
+        "broker",
+    },
     5: {"cli", "__main__", "commands"},
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 ONLY_IMPORTERS = {
-    "paho": {"mqtt/client.py", "commands/subscriber.py"},  # the latter is a foreign consumer
+    "paho": {"mqtt/connection.py", "commands/subscriber.py"},  # the latter is a foreign consumer
     "sqlite3": {"journal.py"},
+    "cryptography": {"mqtt/probe.py"},  # 11 MiB that the service does without
     "picamera2": {"camera/picamera.py"},
+    "gpiozero": {"gpio.py"},
+    "lgpio": {"gpio.py"},
     "numba": {"jit.py"},
+    "google": {"mqtt/sparkplug_b_pb2.py", "mqtt/sparkplug_payload.py"},  # protobuf
+    "watchfiles": {"reload.py"},
     "yaml": {"config/nodes.py"},
 }
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from station import PROGRAM, SIMULATED, Station, cut_short, write_pictures
+from station import PROGRAM, SIMULATED, Station, cut_short, good_part, write_pictures
 
 from inspectd import __version__, cli, payload
+from inspectd.camera.simulated import render
+from inspectd.settings import SimulatedCamera
 
 HEAVY = ("numpy", "cv2", "numba", "paho", "msgspec", "yaml", "sqlite3")
 Run = Callable[..., tuple[int, str, str]]
@@ -134,7 +136,7 @@ def test_schema(run: Run):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("state}", "inspectd.yaml}"), "cannot be opened"),
+        (("state}", "cell.yaml}"), "cannot be opened"),
         ((SIMULATED % 1000, "{driver: replay, path: nowhere}"), "no such folder or file"),
         (("state}", f"{'x' * 100}}}"), "path is too long"),
     ],
@@ -150,6 +152,11 @@ def test_what_keeps_the_service_from_starting_is_told(
     assert said in last
 
 
+def test_status_does_not_mind_a_program_that_is_not_in_use(run: Run, station: Station):
+    (station.folder / "programs" / "other.yaml").write_text("resolution: wide\n")
+    assert "no service of station" in run("status", "-c", station.file)[2]
+
+
 def test_status_without_a_service(run: Run, station: Station):
     code, out, err = run("status", "-c", station.file)
     assert (code, out) == (1, "")
@@ -157,6 +164,36 @@ def test_status_without_a_service(run: Run, station: Station):
 
 
 # ---- teach ---------------------------------------------------------------------------------------
+
+
+def test_teach_the_empty_station_without_a_service(run: Run, station: Station, tmp_path: Path):
+    settings = ("--empty", "-c", station.file)
+    station.teach()
+    pictures = tmp_path / "bare"
+    pictures.mkdir()
+    for number in range(2):
+        nest, _ = render(SimulatedCamera(width=320, height=240), number, empty=True)
+        assert cv2.imwrite(str(pictures / f"{number}.png"), nest)
+    assert cv2.imwrite(str(pictures / "part.png"), good_part(3))
+
+    code, out, err = run("teach", PROGRAM, "--from-folder", pictures, *settings)
+    assert code == 1
+    assert "2 pictures added, 1 refused, 2 pictures of the empty station now" in out
+    assert "refused part.png: it hardly differs from a reference" in err
+    (pictures / "part.png").unlink()
+    code, out, err = run("teach", PROGRAM, "--from-folder", pictures, *settings)
+    assert (code, err.count("already there: ")) == (0, 2)
+
+    code, out, _ = run("teach", PROGRAM, "--list", *settings)
+    assert code == 0
+    assert f"Pictures of the empty station of {PROGRAM}" in out
+    assert "2 pictures of the empty station in" in out
+    assert "8 references in" in run("teach", PROGRAM, "--list", "-c", station.file)[1]
+    (first, _) = sorted(file.name for file in (station.references / "empty").glob("*.png"))
+    code, out, _ = run("teach", PROGRAM, "--remove", first, *settings)
+    assert (code, "1 pictures of the empty station are left" in out) == (0, True)
+    code, _, err = run("teach", PROGRAM, "--empty", "-c", station.file)
+    assert (code, "give one of --from-folder" in err) == (2, True)
 
 
 def test_teach_without_a_service(run: Run, station: Station, tmp_path: Path):

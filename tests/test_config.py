@@ -269,6 +269,9 @@ storage:
         ),
         ("regions: [{box: [0, 0, 1, 1]}]", "regions[0].name", "is missing: expected a name", ""),
         ("health: {min_brightness: 0.99}", "health.min_brightness", "(0.99) must be below", ""),
+        ("health: {min_contrast: 0.5}", "health.min_contrast", "(0.5) must be below 0.5", ""),
+        ("health: {min_match: 1}", "health.min_match", "must be from -1 to below 1, not 1", ""),
+        ("health: {max_clipped: 1.5}", "health.max_clipped", "a number from 0 to 1", ""),
         ("resolution: 100\nresolution: 100", "resolution", "twice, first on line 1", "take one"),
         ('resolution: 100\n"resolution": 100', "resolution", "twice, first on line 1", ""),
         ("resolutoin: 100", "resolutoin", "unknown key", "did you mean resolution?"),
@@ -365,13 +368,13 @@ def test_the_station_names_what_is_missing_and_what_belongs_elsewhere():
     ]
     problem = only(STATION.replace("simulated", "picamera"), Station)
     assert (problem.line, problem.key) == (3, "camera.driver")
-    assert "expected replay or simulated, found 'picamera'" in problem.message
+    assert "expected picamera2, opencv, replay or simulated, found 'picamera'" in problem.message
     problem = only(STATION.replace("driver: ", "width: 1000, drivr: "), Station)
     assert (problem.key, problem.hint) == ("camera.drivr", "did you mean driver?")
     problem = only(STATION.replace("driver: simulated", "width: 200"), Station)
     assert (problem.key, problem.message) == (
         "camera.driver",
-        "is missing: expected replay or simulated",
+        "is missing: expected picamera2, opencv, replay or simulated",
     )
     problem = only(STATION.replace("{driver: simulated}", "simulated"), Station)
     assert problem.hint == "write {driver: simulated}"

@@ -117,6 +117,16 @@ def test_teach_brings_the_pictures_byte_by_byte(path, server, handler):
     assert handed == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_whether_the_station_is_empty_is_brought(path, server, handler, empty):
+    for request in (
+        TeachRequest(program="connector", frames=3, empty=empty),
+        RemoveRequest(program="connector", names=("0011",), empty=empty),
+    ):
+        ask(path, request)
+        assert handler.asked[-1] == (request, [])
+
+
 def test_teach_from_the_camera_brings_none(path, server, handler):
     request = TeachRequest(program="connector", frames=12)
     ask(path, request)

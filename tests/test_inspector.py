@@ -15,6 +15,7 @@ from inspectd.errors import ImageError, ReferencesError
 from inspectd.inspector import Inspector, ReducedCrop
 from inspectd.records import Defect, Image, Inspection, Reason, Verdict
 from inspectd.settings import (
+    AlignmentSettings,
     Box,
     LimitSettings,
     Program,
@@ -28,10 +29,17 @@ from inspectd.soartc.compare import Comparison
 METHODS = ["published", "auto"]
 
 
-def taught(settings: Program, crops: Sequence[Image], hindrance: str = "") -> Inspector:
+def taught(
+    settings: Program,
+    crops: Sequence[Image],
+    hindrance: str = "",
+    empties: Sequence[Image] = (),
+) -> Inspector:
     """An inspector that has learned from crops at full resolution."""
-    reduced = [ReducedCrop.of(crop, settings.resolution) for crop in crops]
-    return Inspector(settings, reduced, hindrance)
+    reduced, empty = (
+        [ReducedCrop.of(crop, settings.resolution) for crop in some] for some in (crops, empties)
+    )
+    return Inspector(settings, reduced, hindrance, empties=empty)
 
 
 def around(index: int, name: str = "pad", **changes) -> Region:
@@ -228,11 +236,170 @@ def test_a_picture_that_cannot_be_trusted_is_not_judged(count, spoil, reason, fi
     assert inspection.picture.shape == (48, 64)
 
 
+def test_an_empty_station_is_no_part_only_by_references_to_know_it_by():
+    ground = np.full((HEIGHT, WIDTH), 40, np.uint8) + np.eye(HEIGHT, WIDTH, dtype=np.uint8)
+    inspection = taught(program(), parts(8)).inspect(ground)
+    assert_not_judged(inspection, Reason.NO_PART, "pattern (match", "contrast (0.00")
+    assert [measure.name for measure in inspection.health.measures if not measure.within]
+    assert_not_judged(taught(program(), ()).inspect(ground), Reason.NO_CONTRAST)
+
+
+# ---- the empty station as it was taught --------------------------------------------------------
+
+
+def grooved(picture: Image, depth: int = 60) -> Image:
+    """The same where the ground has grooves of its own; the pads hide them."""
+    grooves = picture.astype(np.int16)
+    grooves[:, ::8] += np.where(picture[:, ::8] < 120, depth, 0)
+    grooves[:, 1::8] += np.where(picture[:, 1::8] < 120, depth, 0)
+    return np.clip(grooves, 0, 255).astype(np.uint8)
+
+
+def bare(seed: int) -> Image:
+    """The station of `part` without one."""
+    noise = np.random.default_rng(seed).normal(0, 2, (HEIGHT, WIDTH))
+    return np.clip(40 + noise, 0, 255).astype(np.uint8)
+
+
+def lit(picture: Image, gain: float) -> Image:
+    return np.clip(picture * gain, 0, 255).astype(np.uint8)
+
+
+def with_pad(picture: Image, grey: int = 190, side: int = 18) -> Image:
+    """A thing of a pad's place, in an empty station."""
+    left, top, _, _ = pad(5)
+    found = picture.copy()
+    found[top : top + side, left : left + side] = grey
+    return found
+
+
+MODES = ["none", "shift", "rigid", "search"]
+
+
+def ordinary(mode: str = "none") -> Program:
+    """What most programs are."""
+    return Program(resolution=64, alignment=AlignmentSettings(mode=mode))
+
+
+@pytest.fixture(scope="module", params=MODES)
+def knowing(request) -> Inspector:
+    """One that knows its grooved station."""
+    return taught(
+        ordinary(request.param),
+        [grooved(one) for one in parts(8)],
+        empties=[grooved(bare(1)), grooved(bare(2))],
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_station_with_a_structure_must_be_taught(mode):
+    unknowing = taught(ordinary(mode), [grooved(one) for one in parts(8)])
+    assert unknowing.inspect(grooved(bare(9))).reason is not Reason.NO_PART
+
+
+def test_the_empty_station_is_no_part_in_any_light_allowed(knowing):
+    for gain in (0.85, 1.0, 1.2):
+        inspection = knowing.inspect(lit(grooved(bare(9)), gain))
+        assert_not_judged(inspection, Reason.NO_PART, "at least 0.050", "from the empty station")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        with_pad(grooved(bare(9))),
+        with_pad(grooved(bare(9)), side=5),
+        with_pad(grooved(bare(9)), grey=0),
+        grooved(bare(9)) // 2 + 90,
+        np.where(np.arange(WIDTH) < 64, grooved(part(200)), grooved(bare(9))),
+    ],
+    ids=["a pad", "a crumb", "a hole", "fog", "half a part"],
+)
+def test_what_lies_in_the_empty_station_is_never_no_part_nor_good(knowing, frame):
+    inspection = knowing.inspect(frame)
+    assert inspection.reason is not Reason.NO_PART
+    assert inspection.verdict is not Verdict.PASS
+
+
+@pytest.mark.parametrize("mode", ["none", "shift", "rigid"])
+@pytest.mark.parametrize("grey", [0, 100, 160])
+def test_a_foreign_object_in_a_dull_nest_fails_though_the_contrast_is_low(mode, grey):
+    """Without knowing the nest, that is "no part": neither pattern nor contrast."""
+    frame = with_pad(bare(9), grey, side=10)
+    blind = taught(ordinary(mode), parts(8)).inspect(frame)
+    seeing = taught(ordinary(mode), parts(8), empties=[bare(1)]).inspect(frame)
+    assert blind.reason is Reason.NO_PART
+    assert (seeing.verdict, seeing.reason) == (Verdict.FAIL, Reason.ABOVE_LIMIT)
+
+
+def test_parts_are_judged_as_without_knowing_the_empty_station(knowing):
+    without = taught(knowing.program, [grooved(one) for one in parts(8)])
+    for frame in (part(100), part(200, missing=3), blurred(part(100)), lit(part(100), 0.6)):
+        ours, theirs = knowing.inspect(grooved(frame)), without.inspect(grooved(frame))
+        assert (ours.verdict, ours.reason, ours.score) == (
+            theirs.verdict,
+            theirs.reason,
+            theirs.score,
+        )
+
+
+def test_an_empty_station_that_is_all_white_is_not_too_bright():
+    white = np.full((HEIGHT, WIDTH), 252, np.uint8)
+    references = [255 - one for one in parts(8)]
+    assert taught(ordinary(), references).inspect(white).reason is Reason.TOO_BRIGHT
+    inspector = taught(ordinary(), references, empties=[white])
+    assert_not_judged(inspector.inspect(white - 1), Reason.NO_PART)
+
+
+def test_without_light_even_the_empty_station_is_too_dark(knowing):
+    assert_not_judged(knowing.inspect(darkened(grooved(bare(9)))), Reason.TOO_DARK)
+
+
+def test_a_dull_picture_is_no_contrast_where_it_is_not_the_station_taught():
+    inspector = taught(ordinary(), parts(8), empties=[bare(1)])
+    assert_not_judged(inspector.inspect(bare(9) // 4 + 80), Reason.NO_CONTRAST)
+
+
+def test_a_picture_of_bare_ground_never_passes_whatever_its_score():
+    tolerant = program(limit=LimitSettings(threshold=100.0), light="gain")
+    references, frame = [grooved(one, 200) for one in parts(8)], grooved(bare(9), 200)
+    frame = with_pad(frame, side=6)
+    inspector = taught(tolerant, references, empties=[grooved(bare(1), 200)])
+    inspection = inspector.inspect(frame)
+    assert_not_judged(inspection, Reason.MISPLACED, "nothing is abnormal")
+    assert inspector.inspect(references[0]).verdict is Verdict.PASS
+
+
+def test_a_picture_of_the_empty_station_of_another_size_is_refused():
+    with pytest.raises(ReferencesError, match=r"127 x 96, 128 x 96 pixels"):
+        taught(ordinary(), parts(8), empties=[bare(1)[:, 1:]])
+
+
+@pytest.mark.parametrize(
+    ("references", "empties"),
+    [(parts(8), [bare(1), part(30)]), ([*parts(7), bare(3)], [bare(1)])],
+    ids=["a part among the empties", "an empty station among the references"],
+)
+def test_a_mistake_in_teaching_the_empty_station_is_told_and_hides_no_part(references, empties):
+    inspector = taught(ordinary(), references, empties=empties)
+    assert any("hardly differs from a reference" in one for one in inspector.learned.warnings)
+    assert inspector.inspect(part(200, missing=3)).reason is not Reason.NO_PART
+    assert inspector.inspect(part(100)).reason is not Reason.NO_PART
+
+
+def test_a_part_that_lacks_half_its_pads_fails():
+    inspector = taught(program(), parts(8))
+    frame = part(200)
+    for index in range(0, PADS, 2):
+        left, top, right, bottom = pad(index)
+        frame[top:bottom, left:right] = 40
+    assert inspector.inspect(frame).verdict is Verdict.FAIL
+
+
 def test_a_blurred_picture_is_not_judged():
     inspection = taught(program(), parts(8)).inspect(blurred(part(100)))
-    assert_not_judged(
-        inspection, Reason.OUT_OF_FOCUS, f"{inspection.health.focus_ratio:.2f}", "0.4 needed"
-    )
+    focus = inspection.health.measure("focus")
+    assert focus.low == pytest.approx(0.4 * focus.usual)
+    assert_not_judged(inspection, Reason.OUT_OF_FOCUS, f"sharpness {focus.value:.3g}")
 
 
 @pytest.mark.parametrize(

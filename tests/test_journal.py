@@ -4,12 +4,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from verdicts import a_verdict
 
-from inspectd.errors import JournalError, JournalUnusable
+from inspectd import journal as journal_module
+from inspectd.errors import JournalDamaged, JournalError, JournalUnusable
 from inspectd.journal import Journal
 from inspectd.payload import decode_verdict, encode
 
@@ -186,6 +188,12 @@ def test_commits_reach_the_disk_and_the_file_is_in_wal_mode(path):
     assert not path.with_name("journal.db-wal").exists()
 
 
+def test_with_sync_normal_commits_do_not_wait_for_the_disk(path):
+    with Journal.open(path, "normal") as journal:
+        journal.commit(a_verdict())
+        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+
+
 def test_a_second_process_is_refused_and_told_who_holds_it(path):
     opener = (
         "import sys; from pathlib import Path; from inspectd.journal import Journal\n"
@@ -213,9 +221,10 @@ def test_no_committed_verdict_is_lost_when_the_process_is_killed(path):
         "while True:\n"
         "    print(journal.commit(a_verdict()).seq, flush=True)\n"
         "    journal.mark_sent([journal.last_seq()])\n"
+        "    if journal.last_seq() % 10 == 0: journal.prune(365, 60_000)\n"
     )
     announced = 0
-    for kill_after in (1, 7, 40):
+    for kill_after in (1, 7, 40, 90, 91):
         with subprocess.Popen(
             [sys.executable, "-c", committer, str(path)],
             stdout=subprocess.PIPE,
@@ -229,9 +238,12 @@ def test_no_committed_verdict_is_lost_when_the_process_is_killed(path):
         with Journal.open(path) as journal:
             last = journal.last_seq()
             rows = journal.read(1, last)
-            assert seqs(rows) == list(range(1, last + 1))
+            assert seqs(rows) == list(range(rows[0].seq, last + 1))
+            assert journal.set_aside is None
             assert last >= announced
             assert all(decode_verdict(row.payload).seq == row.seq for row in rows)
+            journal.mark_sent(seqs(rows))
+    assert rows[0].seq > 1, "nothing was deleted meanwhile"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -241,13 +253,350 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Journal.open(path)
 
 
-def test_what_is_no_database_is_refused_and_left_alone(tmp_path):
+def test_what_is_no_database_is_set_aside_whole_and_a_new_journal_begun(tmp_path, caplog):
     path = tmp_path / "journal.db"
-    path.write_bytes(b"this is not a database, but a note of a technician\n" * 100)
-    content = path.read_bytes()
-    with pytest.raises(JournalUnusable, match=r"journal\.db is damaged or no journal.*move it"):
-        Journal.open(path)
-    assert path.read_bytes() == content
+    content = b"this is not a database, but what a power cut left of one\n" * 100
+    path.write_bytes(content)
+    with Journal.open(path) as journal:
+        assert journal.set_aside.name.startswith("journal.db.damaged-")
+        assert journal.set_aside.read_bytes() == content
+        assert journal.commit(a_verdict()).seq == 1
+    message = caplog.messages[0]
+    assert f"{path} is damaged" in message
+    assert f"set aside as {journal.set_aside}" in message
+    with Journal.open(path) as again:  # no loop: the new one is sound
+        assert (again.id, again.set_aside, again.last_seq()) == (journal.id, None, 1)
+
+
+def overwrite(path, page, pages=1):
+    with path.open("r+b") as file:
+        file.seek(page * 1024)
+        file.write(b"\xa5" * 1024 * pages)
+
+
+def test_a_malformed_page_found_at_opening_sets_the_file_aside(path):
+    with Journal.open(path) as journal:
+        first_id = journal.id
+        for _ in range(100):
+            journal.commit(a_verdict(detail="x" * 1000))
+    overwrite(path, 20, 30)
+    with Journal.open(path) as journal:
+        assert journal.id != first_id
+        assert journal.last_seq() == 0
+        assert journal.set_aside.exists()
+
+
+def test_the_wal_of_a_damaged_file_goes_with_it(path):
+    with Journal.open(path) as journal:
+        journal.commit(a_verdict())
+        with closing(sqlite3.connect(path)) as reader:  # else SQLite writes it back on closing
+            reader.execute("SELECT count(*) FROM inspection").fetchone()
+            journal.reopen()
+        aside = journal.set_aside
+        assert aside.with_name(aside.name + "-wal").exists()
+        assert journal.commit(a_verdict()).seq == 1
+
+
+def test_damage_found_by_a_commit_is_told_apart_and_a_new_journal_can_be_begun(path):
+    with Journal.open(path) as journal:
+        first_id = journal.id
+        for _ in range(100):
+            journal.commit(a_verdict(detail="x" * 1000))
+        journal._write_back()
+        size = path.stat().st_size
+        overwrite(path, 3, size // 1024 - 3)
+        journal._connection.execute("PRAGMA shrink_memory")  # or its cache would still be right
+        with pytest.raises(JournalDamaged, match=r"could not be committed: .*malformed"):
+            journal.commit(a_verdict())
+        journal.reopen()
+        assert journal.id != first_id
+        assert journal.set_aside.stat().st_size == size
+        stored = journal.commit(a_verdict())
+        assert (stored.seq, stored.journal_id) == (1, journal.id)
+    with Journal.open(path) as again:
+        assert (again.id, again.last_seq()) == (journal.id, 1)
+
+
+def test_a_new_journal_that_cannot_be_begun_can_be_tried_again(path, monkeypatch):
+    with Journal.open(path) as journal:
+        first_id = journal.id
+        journal.commit(a_verdict())
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_module, "_TABLES", ("INSERT INTO nowhere VALUES (1)",))
+            with pytest.raises(JournalError, match=r"could not be begun.*nowhere.*journal\.db"):
+                journal.reopen()
+        with pytest.raises(JournalError, match="closed"):
+            journal.commit(a_verdict())
+        journal.reopen()
+        assert journal.id != first_id
+        assert journal.commit(a_verdict()).seq == 1
+
+
+def test_a_locked_journal_is_not_set_aside(path, monkeypatch):
+    with Journal.open(path) as journal:
+        journal.commit(a_verdict())
+    monkeypatch.setattr("inspectd.journal._BUSY_TIMEOUT_S", 0.1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JournalUnusable, match="locked"):
+            Journal.open(path)
+    with Journal.open(path) as journal:
+        assert (journal.set_aside, journal.last_seq()) == (None, 1)
+
+
+VERSION_1 = """
+    PRAGMA journal_mode = WAL;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE inspection (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        requester_transaction TEXT UNIQUE,
+        program TEXT NOT NULL,
+        verdict TEXT NOT NULL,
+        committed_at TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        sent INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE INDEX unsent ON inspection (seq) WHERE sent = 0;
+    INSERT INTO meta VALUES ('journal_id', 'made-by-version-1');
+    PRAGMA user_version = 1;
+"""
+
+
+def a_journal_of_version_1(path):
+    """Rows 1 to 9, the odd ones sent; 10 was given and deleted."""
+    path.parent.mkdir()
+    verdicts = [a_verdict(seq=seq, transaction=f"T-{seq}") for seq in range(1, 11)]
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_1)
+        database.executemany(
+            "INSERT INTO inspection VALUES (?, ?, ?, 'connector', 'PASS', ?, ?, ?)",
+            [
+                (
+                    v.seq,
+                    v.id,
+                    v.transaction,
+                    f"2024-05-17T06:30:{v.seq:02}.000+00:00",
+                    encode(v),
+                    v.seq % 2,
+                )
+                for v in verdicts
+            ],
+        )
+        database.execute("DELETE FROM inspection WHERE seq = 10")
+        database.commit()
+    return verdicts[:9]
+
+
+def test_a_journal_of_version_1_is_taken_over_whole(path):
+    verdicts = a_journal_of_version_1(path)
+    for _ in range(2):  # and once it is, it stays
+        with Journal.open(path) as journal:
+            assert (journal.id, journal.set_aside) == ("made-by-version-1", None)
+            assert journal.last_seq() == 10
+            assert [row.payload for row in journal.read(1, 99)] == [encode(v) for v in verdicts]
+            assert seqs(journal.unsent(0, 99)) == [2, 4, 6, 8]
+            assert journal.find_transaction("T-7") == verdicts[6]
+    with Journal.open(path) as journal:
+        assert journal.commit(a_verdict(lot="L 5")).seq == 11
+        journal.keep_answer("lot", "T-1", b"{}")
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+        assert database.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+        assert database.execute("SELECT lot FROM inspection WHERE seq > 8").fetchall() == [
+            (None,),
+            ("L 5",),
+        ]
+
+
+def test_a_migration_that_fails_leaves_version_1_as_it_was(path, monkeypatch):
+    a_journal_of_version_1(path)
+    statements = (*journal_module._FROM_VERSION_1, "INSERT INTO nowhere VALUES (1)")
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "_FROM_VERSION_1", statements)
+        with pytest.raises(JournalUnusable, match="no such table: nowhere"):
+            Journal.open(path)
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (1,)
+        assert database.execute("SELECT count(*) FROM inspection").fetchone() == (9,)
+    with Journal.open(path) as journal:
+        assert journal.last_seq() == 10
+
+
+def test_an_answer_is_found_again_also_after_reopening(path):
+    with Journal.open(path) as journal:
+        journal.keep_answer("program", "T-1", b'{"ok":true}')
+        with pytest.raises(JournalError, match="answer to request program could not be kept"):
+            journal.keep_answer("program", "T-1", b"another")
+    with Journal.open(path) as journal:
+        assert journal.find_answer("program", "T-1") == b'{"ok":true}'
+        assert journal.find_answer("lot", "T-1") is None
+        assert journal.find_answer("program", "T-2") is None
+
+
+def test_the_oldest_answers_are_forgotten(path, monkeypatch):
+    monkeypatch.setattr(journal_module, "_ANSWERS_KEPT", 3)
+    with Journal.open(path) as journal:
+        for number in range(5):
+            journal.keep_answer("lot", f"T-{number}", b"{}")
+        found = [journal.find_answer("lot", f"T-{number}") for number in range(5)]
+    assert found == [None, None, b"{}", b"{}", b"{}"]
+
+
+def make_old(path, last, days):
+    """As if the rows up to ``last`` had been committed so many days ago."""
+    with closing(sqlite3.connect(path)) as database:
+        instant = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
+        database.execute("UPDATE inspection SET committed_at = ? WHERE seq <= ?", (instant, last))
+        database.execute("UPDATE answered SET at = ?", (instant,))
+        database.commit()
+
+
+def test_sent_rows_that_are_too_old_are_deleted_and_no_others(path):
+    with Journal.open(path) as journal:
+        for number in range(1, 101):
+            journal.commit(a_verdict(transaction=f"T-{number}"))
+        journal.mark_sent([seq for seq in range(1, 101) if seq not in {5, 40}])
+        journal.keep_answer("lot", "T-1", b"{}")
+        make_old(path, 60, days=10)
+        assert journal.prune(11, 10**9).rows == 0
+        pruned = journal.prune(9, 10**9)
+        assert pruned.rows == 58
+        assert pruned.bytes > 0
+        assert seqs(journal.read(1, 100)) == [5, 40, *range(61, 101)]
+        assert journal.find_transaction("T-4") is None  # forgotten with its row
+        assert journal.find_transaction("T-5") is not None
+        assert journal.find_answer("lot", "T-1") is None
+        assert journal.commit(a_verdict()).seq == 101
+    with Journal.open(path) as journal:
+        assert journal.prune(float("inf"), 10**9).rows == 0
+        journal.mark_sent(range(1, 102))
+        make_old(path, 101, days=10)
+        journal.prune(9, 10**9)
+        assert journal.read(1, 999) == []
+    with Journal.open(path) as journal:  # an empty one still knows its numbers
+        assert journal.last_seq() == 101
+        assert journal.commit(a_verdict()).seq == 102
+
+
+def test_what_is_unsent_stays_and_what_is_sent_keeps_to_the_allowed_size(path):
+    allowed = 400_000
+    with Journal.open(path) as journal:
+        for _ in range(1000):
+            journal.commit(a_verdict(detail="x" * 1000))
+        assert journal.prune(365, allowed).rows == 0
+        journal._write_back()
+        assert path.stat().st_size > 2 * allowed
+        journal.mark_sent(range(301, 1001))  # the broker came back, live verdicts go first
+        journal.prune(365, allowed)
+        assert seqs(journal.unsent(0, 9999)) == list(range(1, 301))
+        journal.mark_sent(range(1, 301))
+        journal.prune(365, allowed)
+        journal._write_back()
+        assert 0.5 * allowed < path.stat().st_size <= allowed
+        kept = seqs(journal.read(1, 9999))
+        assert kept == list(range(kept[0], 301))  # the newest of those that could not go before
+        for _ in range(20):
+            for _ in range(5):
+                journal.mark_sent([journal.commit(a_verdict(detail="x" * 1000)).seq])
+            journal.prune(365, allowed)
+        journal._write_back()
+        assert path.stat().st_size <= allowed
+        assert journal.size_bytes() <= allowed + 5 * 2**20  # with the WAL
+        assert journal.last_seq() == 1100
+
+
+def test_commits_go_on_while_old_rows_are_deleted(path):
+    with Journal.open(path) as journal:
+        for _ in range(400):
+            journal.commit(a_verdict())
+        journal.mark_sent(range(1, 401))
+        pruned = []
+        pruner = threading.Thread(target=lambda: pruned.append(journal.prune(365, 50_000)))
+        pruner.start()
+        while pruner.is_alive():
+            journal.commit(a_verdict())
+        pruner.join()
+        assert pruned[0].rows > 300
+        last = journal.last_seq()
+        assert seqs(journal.unsent(0, 99999)) == list(range(401, last + 1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with 12 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs mount, to make a small disk")
+    if mounted.returncode:
+        pytest.skip(f"needs the rights to mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    with (folder / "others").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def store(journal, rooms, **changes):
+    """Commit and mark as the service does, with room made when that fails."""
+    verdict = a_verdict(detail="x" * 1400, **changes)
+    try:
+        stored = journal.commit(verdict)
+    except JournalError:
+        rooms.append(journal.make_room())
+        stored = journal.commit(verdict)
+    if stored.seq % 50:
+        try:
+            journal.mark_sent([stored.seq])
+        except JournalError:
+            rooms.append(journal.make_room())
+            journal.mark_sent([stored.seq])
+
+
+def test_on_a_full_disk_the_oldest_sent_rows_make_room_again_and_again(small_disk):
+    rooms = []
+    with Journal.open(small_disk / "journal.db") as journal:
+        for _ in range(1500):
+            store(journal, rooms)
+        assert rooms == []
+        for _ in range(3000):
+            fill(small_disk)  # whatever the journal gives back, others take
+            store(journal, rooms)
+        assert len(rooms) > 1
+        assert sum(rooms) > 1000
+        assert (small_disk / "journal.db.ballast").stat().st_size == 2 * 2**20
+        assert seqs(journal.unsent(0, 9999)) == list(range(50, 4501, 50))
+        assert journal.last_seq() == 4500
+    fill(small_disk)
+    with Journal.open(small_disk / "journal.db") as journal:  # it starts on a full disk, too
+        for _ in range(300):
+            store(journal, rooms)
+        assert journal.last_seq() == 4800
+
+
+def test_on_a_full_disk_nothing_unsent_is_deleted_and_the_commit_fails(small_disk):
+    with Journal.open(small_disk / "journal.db") as journal:
+        fill(small_disk)
+
+        def commit_for_ever():
+            while True:
+                journal.commit(a_verdict(detail="x" * 1400))
+
+        with pytest.raises(JournalError, match="full"):
+            commit_for_ever()
+        last = journal.last_seq()
+        assert journal.make_room() == 0
+        assert seqs(journal.unsent(0, 99999)) == list(range(1, last + 1))
+        (small_disk / "others").unlink()
+        assert journal.commit(a_verdict()).seq == last + 1
 
 
 def test_another_programs_database_is_refused(tmp_path):
@@ -274,7 +623,7 @@ def test_a_journal_that_was_refused_can_be_opened_once_it_is_put_right(path):
         database.execute("PRAGMA user_version = 99")
     with pytest.raises(JournalUnusable):
         Journal.open(path)
-    database.execute("PRAGMA user_version = 1")
+    database.execute("PRAGMA user_version = 2")
     database.close()
     Journal.open(path).close()
 
@@ -285,3 +634,13 @@ def test_a_closed_journal_answers_with_an_error(path):
     journal.close()
     with pytest.raises(JournalError, match="closed"):
         journal.commit(a_verdict())
+
+
+def test_rows_that_were_sent_can_be_asked_for_once_more(path):
+    with Journal.open(path) as journal:
+        for _ in range(4):
+            journal.commit(a_verdict())
+        journal.mark_sent([1, 2, 3])
+        assert journal.mark_unsent(2, 9) == 3
+        assert [row.seq for row in journal.unsent(0, 9)] == [2, 3, 4]
+        assert journal.mark_unsent(8, 9) == 0

@@ -17,8 +17,8 @@ from verdicts import a_verdict
 from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.errors import BrokerUnavailable, JournalError
 from inspectd.journal import Journal
-from inspectd.mqtt import client as client_module
 from inspectd.mqtt import outbox as outbox_module
+from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.client import MqttClient
 from inspectd.mqtt.outbox import Outbox, ReplyTo
 from inspectd.mqtt.topics import Topics
@@ -32,7 +32,7 @@ PATIENT_S = 60  # a keep-alive that no stopped broker outlasts within a test
 class Station:
     """Journal, client and outbox as the service wires them."""
 
-    def __init__(self, folder, port, *, keepalive_s=5, journal=None):
+    def __init__(self, folder, port, *, keepalive_s=5, journal=None, backlog_rate=1000.0):
         self.requests = []
         self.request_came = threading.Event()
         self.journal = journal or Journal.open(folder / "journal.db")
@@ -41,8 +41,9 @@ class Station:
             TOPICS,
             "inspectd-line1-cell3",
             self.on_request,
+            folder.joinpath,
         )
-        self.outbox = Outbox(self.journal, self.client, TOPICS)
+        self.outbox = Outbox(self.journal, self.client, TOPICS, backlog_rate)
         self.stopped = False
 
     def on_request(self, name, message):
@@ -104,14 +105,14 @@ def gate(monkeypatch):
     """While closed, a station does not try to connect: a subscriber can be there first."""
     gate = threading.Event()
     gate.set()
-    before_connecting = MqttClient._before_connecting
+    connect_once = MqttClient._connect_once
 
-    def wait_first(self, client, userdata):
+    def wait_first(self):
         gate.wait(TIMEOUT_S)
-        before_connecting(self, client, userdata)
+        return connect_once(self)
 
-    monkeypatch.setattr(MqttClient, "_before_connecting", wait_first)
-    monkeypatch.setattr(client_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(MqttClient, "_connect_once", wait_first)
+    monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     yield gate
     gate.set()
 
@@ -395,7 +396,8 @@ def test_the_outbox_survives_an_error_and_goes_on(
 def test_a_verdict_that_the_broker_refuses_stays_unsent_and_is_tried_again(
     broker_directory, build, subscribe, monkeypatch, caplog
 ):
-    monkeypatch.setattr(outbox_module, "RETRY_S", 0.05)
+    monkeypatch.setattr(outbox_module, "REFUSED_REST_S", 0.05)
+    monkeypatch.setattr(outbox_module, "REFUSED_AGAIN_S", 0.05)
     rules = broker_directory / "acl"
     rules.write_text(f"topic read #\ntopic write {TOPICS.availability}\n")
     with PrivateBroker(broker_directory, settings=[f"acl_file {rules}"]) as broker:
@@ -413,13 +415,88 @@ def test_a_verdict_that_the_broker_refuses_stays_unsent_and_is_tried_again(
     assert "the broker's access rules must allow this station" in caplog.text
 
 
+def test_the_backlog_keeps_to_its_rate(broker, build, subscribe):
+    station = build(broker.port, backlog_rate=20.0)
+    for _ in range(30):
+        station.commit(offer=False)
+    subscriber = subscribe(broker)
+    began = time.monotonic()
+    station.start()
+    late = subscriber.wait_for(TOPICS.verdict, 30)
+    # At the least: the catching up, one verdict and the rest at 20 a second.
+    assert time.monotonic() - began >= (30 - 1) / 20 - outbox_module.CATCH_UP_S
+    assert live_and_late(late) == [(seq, "late") for seq in range(1, 31)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        # Mosquitto announces the one, and answers with a refusal to the other.
+        ("max_packet_size 3000", "it takes at most 3000 bytes, not"),
+        ("message_size_limit 3000", "Packet too large (raise its limit for messages"),
+    ],
+)
+def test_what_is_too_large_for_the_broker_does_not_hold_up_the_rest(
+    broker_directory, build, subscribe, monkeypatch, caplog, limit, words
+):
+    monkeypatch.setattr(outbox_module, "REFUSED_REST_S", 0.05)
+    with PrivateBroker(broker_directory, settings=[limit]) as broker:
+        station = build(broker.port)
+        station.commit(offer=False)
+        station.commit(offer=False, part_id="x" * 4000)
+        station.commit(offer=False)
+        subscriber = subscribe(broker)
+        station.start()
+        late = subscriber.wait_for(TOPICS.verdict, 2)
+        assert live_and_late(late) == [(1, "late"), (3, "late")]
+        station.commit(part_id="y" * 4000)
+        verdict = station.commit()
+        for _ in range(3):
+            station.outbox.offer_pictures(verdict, b"x" * 4000, None)
+        assert live_and_late(subscriber.wait_for(TOPICS.verdict, 3)[2:]) == [(5, "live")]
+        subscriber.wait_for(TOPICS.heatmap_id, 3)
+        assert eventually(lambda: f"refuses messages on {TOPICS.heatmap}: " in caplog.text)
+        assert words in station.outbox.trouble
+        assert eventually(lambda: station.journal.unsent_count() == 2)
+        station.stop()
+    assert subscriber.received(TOPICS.heatmap) == []
+    for topic in (TOPICS.verdict, TOPICS.heatmap):
+        told = [line for line in caplog.messages if f"refuses messages on {topic}: " in line]
+        assert all(words in line for line in told)
+        assert len(told) == len(set(told)) <= 2  # the sizes of the two verdicts differ
+
+
+def test_what_was_refused_is_tried_again_when_the_backlog_is_through(
+    broker_directory, build, subscribe, monkeypatch
+):
+    monkeypatch.setattr(outbox_module, "REFUSED_REST_S", 0.05)
+    monkeypatch.setattr(outbox_module, "REFUSED_AGAIN_S", 0.2)
+    with PrivateBroker(broker_directory, settings=["message_size_limit 3000"]) as broker:
+        station = build(broker.port)
+        station.commit(offer=False, part_id="x" * 4000)
+        station.commit(offer=False)
+        subscriber = subscribe(broker)
+        station.start()
+        assert live_and_late(subscriber.wait_for(TOPICS.verdict)) == [(2, "late")]
+        broker.directory.joinpath("mosquitto.conf").write_text(
+            broker.directory.joinpath("mosquitto.conf")
+            .read_text()
+            .replace("message_size_limit 3000", "message_size_limit 9000")
+        )
+        broker.process.send_signal(signal.SIGHUP)
+        late = subscriber.wait_for(TOPICS.verdict, 2)
+        assert live_and_late(late) == [(2, "late"), (1, "late")]
+        assert station.all_sent()
+        assert eventually(lambda: station.outbox.trouble == "")
+
+
 # ---- the connection ----------------------------------------------------------------------------
 
 
 def test_the_broker_may_come_after_the_station(
     broker_directory, build, subscribe, caplog, monkeypatch
 ):
-    monkeypatch.setattr(client_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     broker = PrivateBroker(broker_directory)
     station = build(broker.port)
     station.client.set_available(True)
@@ -463,14 +540,15 @@ def test_availability_and_state_come_again_after_a_reconnect(broker, build, subs
 def test_a_broker_that_refuses_is_reported_once_in_words(
     broker_directory, build, caplog, monkeypatch
 ):
-    monkeypatch.setattr(client_module, "FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 0.1)
     with PrivateBroker(broker_directory, settings=["allow_anonymous false"]) as broker:
         station = build(broker.port)
         station.start()
         assert eventually(lambda: broker.log_path.read_text().count("not authorised") >= 3)
+        assert "Not authorized" in station.client.trouble
         station.stop()
     assert caplog.text.count("no connection to the MQTT broker") == 1
-    assert "it refuses the connection: Not authorized (the broker's access rules" in caplog.text
+    assert "it refuses the connection: Not authorized (wrong password, or" in caplog.text
 
 
 def test_a_killed_station_is_offline_by_its_last_will(broker, subscribe):
@@ -485,7 +563,8 @@ def test_a_killed_station_is_offline_by_its_last_will(broker, subscribe):
             "    connected = lost = lambda self: None\n"
             "    acknowledged = lambda self, mid, refusal: None\n"
             f"settings = MqttSettings(host='{HOST}', port={broker.port})\n"
-            f"client = MqttClient(settings, Topics('{TOPICS.station}'), 'child', print)\n"
+            "from pathlib import Path\n"
+            f"client = MqttClient(settings, Topics('{TOPICS.station}'), 'child', print, Path)\n"
             "client.set_available(True); client.start(Nobody()); sys.stdin.read()",
         ],
         stdin=subprocess.PIPE,

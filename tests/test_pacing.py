@@ -74,6 +74,11 @@ def test_a_timeout_is_waited_out_and_uses_nothing_up(clock):
     assert pacer.wait(0, 1.5) == START + 2 * SECOND
 
 
+def test_the_timeout_counts_from_a_trigger_that_is_still_to_come(clock):
+    pacer = pacing.Pacer(rate=10)
+    assert pacer.wait(START + 5 * SECOND, 0.2) == START + round(5.1 * SECOND) == clock.ns
+
+
 def test_after_stop_every_wait_ends(clock):
     pacer = pacing.Pacer(rate=10)
     pacer.stop()

@@ -13,20 +13,47 @@ from verdicts import a_verdict
 
 from inspectd import payload
 from inspectd.payload import (
+    CameraHealth,
+    CountStatistics,
+    DurationStatistics,
+    ExposureHealth,
     HealthPayload,
+    HeartbeatPayload,
+    LatencyHealth,
+    LimitsRequest,
+    LotRequest,
+    MachineHealth,
     MapPayload,
+    MeasureHealth,
+    MeasurePayload,
     PeakPayload,
+    ProgramRequest,
     RegionPayload,
+    ReloadRequest,
+    ResendRequest,
     Response,
+    SnapshotRequest,
     StatePayload,
+    StationHealth,
+    StatisticsPayload,
+    TeachingRequest,
     TriggerRequest,
+    TriggersHealth,
     VerdictPayload,
     as_historical,
     decode_verdict,
     encode,
     json_schemas,
+    judgement,
 )
-from inspectd.records import TriggerSource, Verdict
+from inspectd.records import (
+    Inspection,
+    Measure,
+    PictureHealth,
+    Reason,
+    TriggerSource,
+    Verdict,
+)
 from inspectd.state import State
 
 NOW = datetime(2026, 7, 29, 6, 30, 1, 250000, tzinfo=UTC)
@@ -48,7 +75,16 @@ def full_verdict() -> VerdictPayload:
         margin=-1.5,
         regions=(RegionPayload(name="pin_1", score=2.5, failed=True),),
         peak=PeakPayload(x=101.5, y=7.0, score=2.5),
-        health=HealthPayload(brightness=0.3, contrast=0.2, focus=11.0, focus_ratio=0.97),
+        health=HealthPayload(
+            brightness=0.3,
+            contrast=0.2,
+            black=0.1,
+            white=0.01,
+            focus=11.0,
+            focus_ratio=0.97,
+            light_ratio=1.02,
+            measures={"light": MeasurePayload(value=1.02, usual=1.0, low=0.7, high=1.4)},
+        ),
         timings_ms={"stage1": 0.4, "total": 31.0},
         references_hash="ba9876543210",
         historical=True,
@@ -68,8 +104,91 @@ def state() -> StatePayload:
         journal_id="journal",
         boot_id="boot",
         last_error="unplugged",
+        alarm="5 FAILs in a row",
         clock_synchronised=False,
         since=NOW,
+    )
+
+
+def station_health() -> StationHealth:
+    """With every field set."""
+    latency = LatencyHealth(p50_ms=31.25, p99_ms=48.5, count=1000)
+    return StationHealth(
+        station="line1",
+        program="connector",
+        at=NOW,
+        uptime_s=86400.5,
+        warnings=("focus has fallen", "the disk is nearly full"),
+        picture={
+            "focus": MeasureHealth(
+                value=0.58, usual=1.0, low=0.4, high=9.0, drift_per_hour=-0.06, warning="fallen"
+            ),
+            "light": MeasureHealth(value=1.01, usual=1.0),
+        },
+        camera=CameraHealth(
+            reopened=2,
+            exposure=ExposureHealth(
+                exposure_us=4998.0,
+                gain=2.0,
+                digital_gain=1.0,
+                white_balance=(1.9, 1.5),
+                temperature_c=41.0,
+            ),
+            capture=latency,
+        ),
+        triggers=TriggersHealth(
+            answered=3,
+            by_verdict={"PASS": 1, "FAIL": 1, "NOT_JUDGED": 1},
+            by_reason={"above limit": 1, "camera timeout": 1},
+            latency=latency,
+        ),
+        machine=MachineHealth(
+            model="Raspberry Pi 4 Model B Rev 1.5",
+            cpu_temperature_c=51.1,
+            throttling_now=(),
+            throttling_since_boot=("under voltage",),
+            disk_free_bytes=10**9,
+            disk_total_bytes=10**10,
+            rss_bytes=10**8,
+            memory_available_bytes=10**9,
+            load_1min=0.7,
+            clock_synchronised=True,
+        ),
+    )
+
+
+def statistics() -> StatisticsPayload:
+    """With every field set."""
+    durations = DurationStatistics(p50_ms=31.25, p99_ms=48.5, longest_ms=99.0, count=1000)
+    counts = CountStatistics(
+        name="A",
+        started_at=NOW,
+        ended_at=NOW,
+        inspected=3,
+        by_verdict={"PASS": 1, "FAIL": 1, "NOT_JUDGED": 1},
+        by_reason={"above limit": 1, "too dark": 1},
+        by_region={"pin_1": 1},
+        yield_=0.5,
+        longest_fail_run=1,
+        scores=(0, 1, 1),
+        latency=durations,
+        capture=durations,
+    )
+    return StatisticsPayload(
+        station="line1",
+        program="connector",
+        boot_id="boot",
+        at=NOW,
+        fails_in_a_row=1,
+        waiting=2,
+        unsent=3,
+        heatmaps_dropped=4,
+        score_edges=(0.0, 1.0, 2.0),
+        since_start=counts,
+        lot=counts,
+        shift=counts,
+        last_lot=counts,
+        last_shift=counts,
     )
 
 
@@ -77,9 +196,21 @@ EXAMPLES = {
     "a verdict with everything": ("verdict", full_verdict()),
     "a verdict with the least": ("verdict", a_verdict()),
     "a state": ("state", state()),
+    "a station's health": ("health", station_health()),
+    "a station's statistics": ("statistics", statistics()),
+    "a heartbeat": ("heartbeat", HeartbeatPayload(count=1, boot_id="boot")),
     "a map": ("map", MapPayload(id="i", seq=1, rows=2, cols=2, values=(0.0, 1.0, 0.25, 1e-3))),
     "an empty request": ("request/trigger", TriggerRequest()),
     "a request": ("request/trigger", TriggerRequest(part_id="A", transaction="t")),
+    "a request for a lot": ("request/lot", LotRequest(name="A", transaction="t")),
+    "a request for no lot": ("request/lot", LotRequest(name=None)),
+    "a request for a program": ("request/program", ProgramRequest(program="block")),
+    "a request to reload": ("request/reload", ReloadRequest(transaction="t")),
+    "a request to teach": ("request/teach", TeachingRequest(frames=5, empty=True)),
+    "a request for a limit": ("request/limits", LimitsRequest(threshold=1.2, region="pin_1")),
+    "a request for the file's limit": ("request/limits", LimitsRequest(threshold=None)),
+    "a request for a picture": ("request/snapshot", SnapshotRequest()),
+    "a request to send again": ("request/resend", ResendRequest(first=5, last=9)),
     "an answer": (
         "response/trigger",
         Response(request="trigger", transaction="t", ok=True, verdict=full_verdict()),
@@ -113,6 +244,15 @@ def test_every_payload_that_goes_out_by_itself_has_a_schema():
         payload.BlobPayload,
         payload.AlignmentPayload,
         payload.HealthPayload,
+        payload.MeasurePayload,
+        payload.MeasureHealth,
+        payload.ExposureHealth,
+        payload.LatencyHealth,
+        payload.CountStatistics,
+        payload.DurationStatistics,
+        payload.CameraHealth,
+        payload.TriggersHealth,
+        payload.MachineHealth,
     }
     payloads = {
         kind
@@ -129,7 +269,9 @@ def required(topic: str) -> set[str]:
     return set(schema["$defs"][schema["$ref"].rpartition("/")[2]]["required"])
 
 
-@pytest.mark.parametrize("topic", ["verdict", "state", "map", "response/trigger"])
+@pytest.mark.parametrize(
+    "topic", ["verdict", "state", "health", "statistics", "map", "response/trigger", "request/lot"]
+)
 def test_a_message_without_a_required_field_does_not_fit(topic):
     example = next(json.loads(encode(one)) for name, one in EXAMPLES.values() if name == topic)
     assert required(topic)
@@ -237,3 +379,27 @@ def test_each_verdict_has_times_of_its_own():
     first, second = a_verdict(), a_verdict()
     assert first.timings_ms == {}
     assert first.timings_ms is not second.timings_ms
+
+
+def test_the_measures_of_a_picture_go_out_by_name_with_their_bounds():
+    measures = (
+        Measure("light", 1.234567, 1.0, low=0.7, high=1.4),
+        Measure("focus", 4.0, 5.0, low=2.0),
+    )
+    health = PictureHealth(0.3, 0.2, black=0.123456, white=0.0, focus=4.0, measures=measures)
+    sent = judgement(Inspection(Verdict.NOT_JUDGED, Reason.NO_PART, health=health))
+    assert sent["reason"] == "no part"
+    told = sent["health"]
+    assert (told.black, told.white) == (0.1235, 0.0)
+    assert (told.light_ratio, told.focus_ratio) == (1.2346, 0.8)
+    assert told.measures == {
+        "light": MeasurePayload(value=1.2346, usual=1.0, low=0.7, high=1.4),
+        "focus": MeasurePayload(value=4.0, usual=5.0, low=2.0, high=None),
+    }
+
+
+def test_a_picture_that_was_not_compared_has_no_measures():
+    health = PictureHealth(0.3, 0.2, black=0.0, white=0.0, focus=4.0)
+    told = judgement(Inspection(Verdict.NOT_JUDGED, Reason.TOO_FEW_REFERENCES, health=health))
+    assert told["health"].measures == {}
+    assert told["health"].focus_ratio is told["health"].light_ratio is None

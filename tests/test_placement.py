@@ -13,6 +13,7 @@ from inspectd.records import GreyImage, Inspection, Reason, Verdict
 from inspectd.settings import (
     AlignmentSettings,
     Box,
+    HealthSettings,
     LimitSettings,
     Program,
     ReferenceSettings,
@@ -179,6 +180,132 @@ def test_what_does_not_resemble_the_references_does_not_pass_whatever_its_score(
     verdict = Verdict.FAIL if beyond == "fail" else Verdict.NOT_JUDGED
     assert_not_passed(inspection, verdict, Reason.MISPLACED)
     assert "hardly resembles" in inspection.detail
+
+
+# ---- no part at all ------------------------------------------------------------------------------
+
+
+def empty(number: int, camera: SimulatedCamera = CAMERA) -> GreyImage:
+    return render(camera, number, empty=True)[0]
+
+
+@pytest.mark.parametrize("mode", ["none", "shift", "rigid", "search"])
+@pytest.mark.parametrize("beyond", ["not_judged", "fail"])
+def test_an_empty_nest_is_no_part_and_never_a_fail(mode, beyond):
+    inspector = taught(alignment={"mode": mode, "beyond": beyond})
+    for number in range(60, 66):
+        inspection = inspector.inspect(empty(number))
+        assert_not_passed(inspection, Verdict.NOT_JUDGED, Reason.NO_PART)
+        assert f"match {inspection.alignment.match:.2f}" in inspection.detail
+
+
+@pytest.mark.parametrize("references", [1, 2, 12])
+@pytest.mark.parametrize("resolution", [50, 100, 200])
+def test_an_empty_nest_is_known_by_few_references_at_any_resolution(references, resolution):
+    crops = [render(CAMERA, number)[0] for number in range(references)]
+    inspection = taught(crops, resolution=resolution).inspect(empty(60))
+    assert_not_passed(inspection, Verdict.NOT_JUDGED, Reason.NO_PART)
+
+
+@pytest.mark.parametrize("changes", [{"light_drift": 0.5}, {"noise": 15.0}])
+def test_an_empty_nest_is_known_in_changing_light_and_noise(changes):
+    camera = SimulatedCamera(width=CAMERA.width, height=CAMERA.height, **changes)
+    inspector = taught([render(camera, number)[0] for number in range(0, 240, 20)])
+    for number in range(300, 460, 40):
+        inspection = inspector.inspect(empty(number, camera))
+        # Whoever needs as much light as there is will say so first.
+        assert inspection.reason in {Reason.NO_PART, Reason.TOO_DARK}
+
+
+@pytest.mark.parametrize("ground", [20, 90, 200])
+def test_a_plain_ground_is_no_part(ground):
+    noise = np.random.default_rng(1).normal(0, 2, (CAMERA.height, CAMERA.width))
+    inspection = taught().inspect(np.clip(ground + noise, 0, 255).astype(np.uint8))
+    assert_not_passed(inspection, Verdict.NOT_JUDGED, Reason.NO_PART)
+
+
+def test_a_covered_lens_is_not_an_empty_station():
+    dark = np.full((CAMERA.height, CAMERA.width), 4, np.uint8)
+    assert_not_passed(taught().inspect(dark), Verdict.NOT_JUDGED, Reason.TOO_DARK)
+
+
+def without_half(picture: GreyImage) -> GreyImage:
+    """The right half broken off: the nest instead."""
+    picture = picture.copy()
+    picture[:, CAMERA.width // 2 :] = 15
+    return picture
+
+
+def with_foreign_object(picture: GreyImage) -> GreyImage:
+    """Something grey over more than a third of the part."""
+    picture = picture.copy()
+    picture[40:230, 80:280] = 110
+    return picture
+
+
+def of_other_parts(picture: GreyImage) -> GreyImage:
+    """As much contrast, and nothing where it should be."""
+    return np.ascontiguousarray(cv2.resize(np.rot90(picture), picture.shape[::-1]), np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["none", "shift", "rigid"])
+@pytest.mark.parametrize("spoil", [without_half, with_foreign_object, of_other_parts])
+def test_a_part_that_is_bad_beyond_recognition_fails(mode, spoil):
+    inspector = taught(alignment={"mode": mode})
+    for number in range(60, 64):
+        inspection = inspector.inspect(spoil(render(CAMERA, number)[0]))
+        assert inspection.verdict is Verdict.FAIL, inspection.detail
+
+
+def test_the_match_that_shows_a_part_can_be_set():
+    low, high = (taught(health=HealthSettings(min_match=least)).inspect for least in (-1.0, 0.999))
+    assert low(empty(60)).reason is not Reason.NO_PART
+    assert low(empty(60)).verdict is Verdict.NOT_JUDGED
+    inspection = high(render(CAMERA, 60)[0])
+    assert_not_passed(inspection, Verdict.NOT_JUDGED, Reason.MISPLACED)
+    assert inspection.health.measure("match").low == 0.999
+
+
+def test_a_veil_that_hides_defects_passes_nothing():
+    """Milk over the lens: the pattern is there, at a third of its contrast."""
+    bounds = HealthSettings(max_light_change=10.0)
+    inspector = taught(health=bounds, limit=LimitSettings(threshold=100.0))
+    assert inspector.inspect(render(CAMERA, 60)[0]).verdict is Verdict.PASS
+    for strength, told in ((0.65, "nothing is abnormal"), (0.85, "deviation")):
+        veiled = cv2.convertScaleAbs(render(CAMERA, 60)[0], alpha=1 - strength, beta=90 * strength)
+        inspection = inspector.inspect(np.asarray(veiled, np.uint8))
+        assert_not_passed(inspection, Verdict.NOT_JUDGED, Reason.NO_CONTRAST)
+        assert told in inspection.detail
+
+
+# ---- what was compared with the references -------------------------------------------------------
+
+
+def test_every_measure_of_a_good_part_is_told_with_its_bounds():
+    inspector = taught()
+    health = inspector.inspect(render(CAMERA, 60)[0]).health
+    names = [measure.name for measure in health.measures]
+    assert names == [
+        *("light", "contrast", "black", "white", "focus"),
+        *("match", "shift", "rotation"),
+    ]
+    assert all(measure.within for measure in health.measures)
+    assert health.measure("match").low == inspector.learned.least_match
+    assert health.measure("shift").high == inspector.program.alignment.shift_limit
+    assert health.measure("rotation").high == inspector.program.alignment.rotation_limit_deg
+
+
+def test_the_shift_is_measured_in_the_unit_of_its_bound():
+    """A share of the longest side, whatever the resolution."""
+    references = [card(seed) for seed in range(REFERENCES)]
+    for resolution in (60, 100):
+        inspector = taught(references, resolution=resolution, alignment={"max_shift": 0.08})
+        measured = [
+            inspector.inspect(moved(card(50), right=right)[0]).health.measure("shift")
+            for right in (0, 18, 36)
+        ]
+        assert [shift.value for shift in measured] == pytest.approx([0, 0.05, 0.1], abs=0.003)
+        assert [shift.within for shift in measured] == [True, True, False]
 
 
 # ---- learning ------------------------------------------------------------------------------------

@@ -113,6 +113,31 @@ def test_any_program_can_read_the_files(store):
     assert own_files(store) == {added.file, "index.json", ".lock"}
 
 
+def test_a_store_within_another_ones_folder_is_left_alone_and_not_reported(store):
+    """Pictures of the empty station lie in a folder of their own beside the references."""
+    inner = ReferenceStore(store.directory / "empty", "teach --empty")
+    first = store.add([new(1), new(2)], None)
+    inner.add([new(3)], None)
+    store.remove([first[0].file])
+    store.add([new(4)], None)
+    assert store.check().problems == ()
+    assert [entry.origin for entry in store.entries()] == ["part_2.png", "part_4.png"]
+    assert [entry.origin for entry in inner.entries()] == ["part_3.png"]
+    store.remove([entry.file for entry in store.entries()])
+    assert store.entries() == ()
+    assert np.array_equal(inner.load(whole).pictures[0].kept, picture(3))
+
+
+def test_advice_names_the_command_that_the_store_is_kept_with(store):
+    inner = ReferenceStore(store.directory / "empty", "teach --empty")
+    (added,) = inner.add([new(3)], None)
+    (inner.directory / added.file).unlink()
+    (problem,) = inner.check().problems
+    assert f"teach --empty --remove {added.file}" in problem
+    with pytest.raises(ReferencesError, match="see teach --empty --list"):
+        inner.remove(["nothing like it"])
+
+
 def test_entries_are_listed_without_opening_the_pictures(store):
     added = store.add([new(1), new(2)], None)
     for one in added:

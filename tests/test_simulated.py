@@ -109,6 +109,38 @@ def test_requested_defects_take_the_next_frames():
     assert np.array_equal(shown[2].pixels, render(SMALL, 3)[0])
 
 
+def test_an_empty_nest_shows_no_part():
+    pixels, truth = render(GOOD, 5, empty=True)
+    assert truth == Truth(empty=True)
+    assert not truth.good
+    assert np.count_nonzero(pixels > 80) < 0.01 * pixels.size  # the pins that locate the block
+    good, _ = render(GOOD, 5)
+    border = np.s_[:6, :]
+    assert cv2.absdiff(pixels[border], good[border]).max() <= 4  # the same light and noise
+    assert pixels.std() < 0.25 * good.std()
+
+
+def test_empty_nests_come_at_the_rate_asked_for_and_leave_the_others_alone():
+    settings = changed(SMALL, defect_rate=0.3, empty_rate=0.2, seed=4)
+    with_empty = [truth_of(settings, number) for number in range(400)]
+    assert 48 <= sum(truth.empty for truth in with_empty) <= 112  # 80, 4 standard deviations
+    full = [truth_of(changed(settings, empty_rate=0.0), number) for number in range(400)]
+    assert all(one == other or one.empty for one, other in zip(with_empty, full, strict=True))
+    assert [render(settings, number)[1] for number in range(40)] == with_empty[:40]
+    assert not render(settings, 0, Defect.BENT_PIN)[1].empty
+    assert all(truth_of(changed(settings, empty_rate=1.0), number).empty for number in range(40))
+
+
+def test_requested_empty_nests_and_defects_take_the_next_frames_in_turn():
+    with SimulatedCamera(SMALL) as camera:
+        camera.request_empty()
+        camera.request_defect(Defect.BENT_PIN)
+        camera.request_empty()
+        shown = [camera.capture(0, 10.0).truth for _ in range(4)]
+    assert [truth.empty for truth in shown] == [True, False, True, False]
+    assert [truth.defect for truth in shown] == [None, Defect.BENT_PIN, None, None]
+
+
 def shift_of(settings: SimulatedSettings, number: int) -> np.ndarray:
     """x and y in pixels against the same part at rest."""
     settings = changed(settings, noise=0.0)  # noise of its own would tie the two together

@@ -137,6 +137,19 @@ def test_stopping_is_no_error(judging):
     assert judging.payload.last_error is None
 
 
+def test_an_alarm_is_told_at_once_and_the_station_stays_available(judging, published):
+    judging.alarm("5 FAILs in a row")
+    judging.alarm("5 FAILs in a row")
+    assert [payload.alarm for payload, _ in published] == ["5 FAILs in a row"]
+    judging.hinder(State.CAMERA_FAULT, "unplugged")
+    judging.clear(State.CAMERA_FAULT)
+    assert judging.payload.alarm == "5 FAILs in a row"
+    judging.alarm(None)
+    assert judging.payload.alarm is None
+    assert published.words == [("judging", True), ("camera_fault", False)] + [("judging", True)] * 2
+    assert judging.payload.last_error == "unplugged"
+
+
 def test_since_is_when_the_state_began_and_not_when_it_was_told(judging):
     judging.hinder(State.CAMERA_FAULT, "unplugged")
     began = judging.payload.since

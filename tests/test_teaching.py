@@ -1,5 +1,6 @@
 """From pictures to references, and from references to an inspector."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,15 @@ from inspectd.settings import (
     Station,
     StorageSettings,
 )
-from inspectd.teaching import Candidate, learn_program, reference_store, teach, teach_files
+from inspectd.teaching import (
+    Candidate,
+    empty_store,
+    learn_program,
+    reference_store,
+    teach,
+    teach_empty,
+    teach_files,
+)
 
 TAKEN = datetime(2026, 7, 29, 6, 30, tzinfo=UTC)
 PROGRAM = program()
@@ -151,6 +160,15 @@ def test_pictures_that_are_bad_otherwise_have_no_say_in_sharpness(store):
     assert {refusal.name for refusal in taught.refused} == {*black, "soft"}
 
 
+def test_a_picture_in_mist_is_refused_by_the_contrast_of_the_others(store):
+    misty = (part(20) * 0.35 + 50).astype(np.uint8)
+    taught = teach(PROGRAM, store, [*offered(misty=misty), *good(4)], HASH)
+    (refusal,) = taught.refused
+    assert refusal.name == "misty"
+    assert refusal.reason.startswith(f"{Reason.NO_CONTRAST.value}: ")
+    assert "beside the references'" in refusal.reason
+
+
 def test_another_region_of_interest_than_the_references_is_refused_as_a_whole(store):
     teach(PROGRAM, store, good(3), HASH)
     moved = program(roi=RegionOfInterest(x=8, y=4, width=100, height=80))
@@ -193,6 +211,80 @@ def test_files_that_are_all_unreadable_leave_the_references_alone(store):
     assert (taught.added, taught.total) == ((), 2)
 
 
+# ---- the empty station -------------------------------------------------------------------------
+
+
+def bare(seed: int) -> Image:
+    """The station without a part: plain, and far below the references' contrast."""
+    noise = np.random.default_rng(seed).normal(40, 2, (HEIGHT, WIDTH))
+    return np.clip(noise, 0, 255).astype(np.uint8)
+
+
+def empties(count: int, first: int = 0) -> list[Candidate]:
+    return offered(**{f"empty{first + n}": bare(first + n) for n in range(count)})
+
+
+@pytest.mark.parametrize("known", [0, 4])
+def test_pictures_of_the_empty_station_are_kept_apart_from_the_references(store, known):
+    teach(PROGRAM, store, good(known), HASH)
+    written = []
+    taught = teach_empty(PROGRAM, store, empties(3), HASH, written.append)
+    assert taught.added == ("empty0", "empty1", "empty2")
+    assert (taught.duplicates, taught.refused, taught.total) == ((), (), 3)
+    assert written == [1, 2, 3]
+    assert len(store.entries()) == known
+    kept = empty_store(store)
+    assert kept.directory == store.directory / "empty"
+    assert [entry.origin for entry in kept.entries()] == list(taught.added)
+    assert np.array_equal(kept.load(whole).pictures[2].kept, bare(2))
+    assert teach_empty(PROGRAM, store, empties(2), HASH).duplicates == ("empty0", "empty1")
+    assert teach(PROGRAM, store, good(2, first=20), HASH).total == known + 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (darkened(part(90)), "too dark: "),
+        (bare(9)[:-2], "wrong size: "),
+        (part(90), "it hardly differs from a reference: does it show a part"),
+    ],
+    ids=["dark", "wrong size", "a part"],
+)
+def test_what_is_no_empty_station_is_refused_by_name(store, bad, reason):
+    teach(PROGRAM, store, good(4), HASH)
+    taught = teach_empty(PROGRAM, store, [*offered(bad=bad), *empties(1)], HASH)
+    assert taught.added == ("empty0",)
+    (refusal,) = taught.refused
+    assert refusal.name == "bad"
+    assert refusal.reason.startswith(reason)
+
+
+def test_the_empty_station_is_no_good_part(store):
+    teach_empty(PROGRAM, store, empties(2), HASH)
+    structured = bare(9)
+    structured[:, ::8] = 200
+    teach_empty(PROGRAM, store, offered(structured=structured), HASH)
+    taught = teach(PROGRAM, store, [*offered(again=structured), *good(3)], HASH)
+    assert taught.added == ("good0", "good1", "good2")
+    (refusal,) = taught.refused
+    assert "hardly differs from the empty station" in refusal.reason
+
+
+def test_an_empty_station_may_be_white_and_blurred_and_taught_from_files(store):
+    teach(PROGRAM, store, good(4), HASH)
+    files = [("white.png", png(np.full((HEIGHT, WIDTH), 255, np.uint8))), ("bad.png", b"x")]
+    taught = teach_files(PROGRAM, store, files, HASH, empty=True)
+    assert taught.added == ("white.png",)
+    assert [refusal.name for refusal in taught.refused] == ["bad.png"]
+    assert len(store.entries()) == 4
+
+
+def test_the_region_of_interest_is_cut_out_of_the_empty_station_too(store):
+    roi = RegionOfInterest(x=8, y=4, width=100, height=80)
+    teach_empty(program(roi=roi), store, empties(1), HASH)
+    assert np.array_equal(empty_store(store).load(whole).pictures[0].kept, bare(0)[4:84, 8:108])
+
+
 # ---- learning ----------------------------------------------------------------------------------
 
 
@@ -229,6 +321,92 @@ def test_what_was_taught_is_judged_by(tmp_path):
     assert lesson.inspector.reference_count == 6
     assert lesson.inspector.inspect(part(100)).verdict is Verdict.PASS
     assert lesson.inspector.inspect(part(100, missing=4)).verdict is Verdict.FAIL
+
+
+def test_the_empty_station_that_was_taught_is_known_and_no_reference(tmp_path):
+    made = taught_settings(tmp_path, 6)
+    store = reference_store(made, "connector")
+    before = learn_program(made, "connector")
+    teach_empty(PROGRAM, store, empties(2), HASH)
+    lesson = learn_program(made, "connector")
+    assert (before.empties, lesson.empties) == (0, 2)
+    assert (lesson.hindrance, lesson.problems, lesson.doubts) == ("", (), before.doubts)
+    assert lesson.inspector.reference_count == 6
+    assert lesson.inspector.inspect(bare(9)).reason is Reason.NO_PART
+    crumb = bare(9)
+    crumb[40:50, 60:70] = 120
+    assert before.inspector.inspect(crumb).reason is Reason.NO_PART
+    assert lesson.inspector.inspect(crumb).verdict is Verdict.FAIL
+
+
+def test_the_hash_names_all_that_is_judged_by(tmp_path):
+    made = taught_settings(tmp_path, 6)
+    store = reference_store(made, "connector")
+    without = learn_program(made, "connector").references_hash
+    teach_empty(PROGRAM, store, empties(2), HASH)
+    both = learn_program(made, "connector").references_hash
+    first, second = empty_store(store).entries()
+    empty_store(store).remove([first.file])
+    one = learn_program(made, "connector").references_hash
+    assert len({without, both, one}) == 3
+    assert all(len(found) == 12 for found in (without, both, one))
+    empty_store(store).remove([second.file])
+    assert learn_program(made, "connector").references_hash == without == store.check().hash
+
+
+def damaged(made: Settings) -> Settings:
+    store = empty_store(reference_store(made, "connector"))
+    for entry in store.entries():
+        (store.directory / entry.file).write_bytes(b"rust")
+    return made
+
+
+def lost(made: Settings) -> Settings:
+    (empty_store(reference_store(made, "connector")).directory / "index.json").unlink()
+    return made
+
+
+def of_another_size(made: Settings) -> Settings:
+    store = empty_store(reference_store(made, "connector"))
+    store.remove([entry.file for entry in store.entries()])
+    alone = ReferenceStore(made.path.parent / "elsewhere")
+    teach_empty(PROGRAM, alone, offered(small=bare(1)[:-2]), HASH)
+    empty_store(alone).directory.rename(store.directory.with_name("moved"))
+    shutil.rmtree(store.directory)
+    store.directory.with_name("moved").rename(store.directory)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (damaged, "teach --empty --remove"),
+        (lost, "the empty station is not known: "),
+        (of_another_size, "1 pictures of the empty station"),
+    ],
+)
+def test_pictures_of_the_empty_station_that_cannot_be_used_stop_nothing(tmp_path, spoil, words):
+    made = taught_settings(tmp_path, 6)
+    teach_empty(PROGRAM, reference_store(made, "connector"), empties(1), HASH)
+    lesson = learn_program(spoil(made), "connector")
+    assert lesson.hindrance == ""
+    assert words in lesson.problems[0]
+    assert lesson.empties == 0
+    assert lesson.references_hash == reference_store(made, "connector").check().hash
+    assert lesson.inspector.inspect(part(100)).verdict is Verdict.PASS
+
+
+def test_the_empty_station_of_another_region_of_interest_is_not_used(tmp_path):
+    made = settings(tmp_path)
+    store = reference_store(made, "connector")
+    teach_empty(PROGRAM, store, empties(1), HASH)
+    roi = RegionOfInterest(x=8, y=4, width=100, height=80)
+    moved = with_program(made, roi=roi)
+    teach(moved.programs["connector"], store, good(6), HASH)
+    lesson = learn_program(moved, "connector")
+    assert lesson.empties == 0
+    assert "cut with another region of interest" in lesson.problems[0]
+    assert lesson.inspector.inspect(part(100)).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("count", [0, 4])

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +61,24 @@ def test_a_trigger_is_of_this_instant_and_carries_what_the_requester_gave():
     assert trigger.source is TriggerSource.MQTT
     assert (trigger.part_id, trigger.transaction) == ("A-17", "t1")
     assert (trigger.response_topic, trigger.correlation_data) == ("plc/answers", b"\x01")
+    assert trigger.due_ns == trigger.requested_ns
+
+
+def test_a_trigger_of_an_earlier_instant_has_both_clocks_of_that_instant():
+    hour_ns = 3600 * 10**9
+    before, earlier_ns = datetime.now(UTC), time.monotonic_ns() - hour_ns
+    trigger = trigger_now(TriggerSource.GPIO, requested_ns=earlier_ns)
+    assert trigger.requested_ns == earlier_ns
+    hour = timedelta(hours=1)
+    rounding = timedelta(microseconds=2)
+    assert before - rounding <= trigger.requested_at + hour <= datetime.now(UTC) + rounding
+    assert trigger.requested_at.tzinfo is UTC
+
+
+def test_a_delay_puts_off_when_the_part_is_due_not_when_it_was_asked_for():
+    trigger = trigger_now(TriggerSource.GPIO, requested_ns=5_000_000_000, delay_ms=12.5)
+    assert trigger.requested_ns == 5_000_000_000
+    assert trigger.due_ns == 5_012_500_000
 
 
 # ---- the line ----------------------------------------------------------------------------------

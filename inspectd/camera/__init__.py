@@ -49,7 +49,7 @@ class Camera(Protocol):
         Args:
             after_ns: `time.monotonic_ns` of the trigger. A camera that plays something recorded
                 gives its next picture instead.
-            timeout_s: how long to wait, in seconds.
+            timeout_s: how long to wait, in seconds; from ``after_ns`` on where that is to come.
             whole: copy the picture at full resolution too, where `Frame.pixels` is reduced.
 
         Returns:

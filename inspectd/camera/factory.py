@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from inspectd.camera import Camera
+from inspectd.camera.guard import Guarded
 from inspectd.settings import (
     OpencvCamera,
     Picamera2Camera,
@@ -19,21 +20,23 @@ def make_camera(settings: Settings) -> Camera:
     """The camera that the station file names, not yet opened.
 
     Only the module of the driver that is asked for is imported: another's library may be missing.
+    A driver that depends on what may hang, a device or a network, is guarded.
     """
     # ruff: noqa: PLC0415 - see above
     match settings.station.camera:
         case Picamera2Camera() as chosen:
             from inspectd.camera import picamera
 
-            return picamera.Picamera(chosen, region_to_show(settings))
+            return Guarded(picamera.Picamera(chosen, region_to_show(settings)))
         case OpencvCamera() as chosen:
             from inspectd.camera import opencv
 
-            return opencv.OpencvCamera(chosen)
+            return Guarded(opencv.OpencvCamera(chosen))
         case ReplayCamera() as chosen:
             from inspectd.camera import replay
 
-            return replay.ReplayCamera(settings.resolve(chosen.path), chosen.rate, chosen.loop)
+            path = settings.resolve(chosen.path)
+            return Guarded(replay.ReplayCamera(path, chosen.rate, chosen.loop))
         case SimulatedCamera() as chosen:
             from inspectd.camera import simulated
 

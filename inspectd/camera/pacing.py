@@ -27,14 +27,14 @@ class Pacer:
 
         Args:
             after_ns: instants up to and including this one do not count.
-            timeout_s: how long to wait, in seconds.
+            timeout_s: how long to wait, in seconds; from ``after_ns`` on where that is to come.
 
         Raises:
             CameraTimeout: the instant lies beyond the timeout; it is not used up.
             CameraLost: `stop` was called, before or while waiting.
         """
         now_ns = time.monotonic_ns()
-        deadline_ns = now_ns + round(timeout_s * 1e9)
+        deadline_ns = max(now_ns, after_ns) + round(timeout_s * 1e9)
         newest = (now_ns - self._start_ns) // self._period_ns
         first_after = (after_ns - self._start_ns) // self._period_ns + 1
         number = max(self._next, newest, first_after)

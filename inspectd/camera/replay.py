@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -116,7 +117,10 @@ class _Playback:
         self._pictures = self._play(source, loop)
         self._lock = threading.Lock()
         self._pacer = Pacer(rate)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replay")
+        self._orders: queue.SimpleQueue[Future[_Picture | None] | None] = queue.SimpleQueue()
+        # A daemon: a network share that hangs must not keep the process from ending.
+        self._worker = threading.Thread(target=self._decode, name="replay", daemon=True)
+        self._worker.start()
         self._ahead = self._decode_ahead()
 
     def next(self, timeout_s: float) -> _Picture:
@@ -141,11 +145,22 @@ class _Playback:
         """Ends a waiting `next` and the worker, which finishes the picture it has begun."""
         with self._lock:
             self._pacer.stop()
-        self._worker.shutdown()
+        self._orders.put(None)
+        self._worker.join()
         self._pictures.close()
 
     def _decode_ahead(self) -> Future[_Picture | None]:
-        return self._worker.submit(next, self._pictures, None)
+        ahead: Future[_Picture | None] = Future()
+        self._orders.put(ahead)
+        return ahead
+
+    def _decode(self) -> None:
+        """On the worker."""
+        while (order := self._orders.get()) is not None:
+            try:
+                order.set_result(next(self._pictures, None))
+            except Exception as error:  # noqa: BLE001 - raised again where the picture is taken
+                order.set_exception(error)
 
     def _play(self, source: _Source, loop: bool) -> Generator[_Picture, None, None]:
         while True:

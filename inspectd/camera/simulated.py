@@ -31,7 +31,7 @@ Matrix = NDArray[np.float64]
 """float64 (3, 3), a homography."""
 
 # Independent random numbers of one frame: a defect changes nothing else in it.
-_POSE, _DEFECT, _NOISE, _DRIFT = range(4)
+_POSE, _DEFECT, _NOISE, _DRIFT, _EMPTY = range(5)
 
 _SHIFT = 0.004  # of the frame's width, at jitter 1
 _ROTATION_DEG = 0.3
@@ -60,7 +60,7 @@ class SimulatedCamera(Opened):
         self._settings = settings
         self._pacer: Pacer | None = None
         self._number = 0
-        self._requests: deque[Defect] = deque()
+        self._requests: deque[Defect | None] = deque()  # None: no part at all
         self._requests_lock = threading.Lock()
 
     @property
@@ -86,7 +86,7 @@ class SimulatedCamera(Opened):
             raise CameraLost("the simulated camera is closed; open it before capturing")
         captured_ns = pacer.wait(after_ns, timeout_s)
         number, self._number = self._number, self._number + 1
-        pixels, truth = render(self._settings, number, self._requested())
+        pixels, truth = self._rendered(number)
         copied_ns = time.monotonic_ns()
         age = timedelta(microseconds=(copied_ns - captured_ns) / 1000)
         return Frame(
@@ -108,32 +108,49 @@ class SimulatedCamera(Opened):
         with self._requests_lock:
             self._requests.append(defect)
 
-    def _requested(self) -> Defect | None:
+    def request_empty(self) -> None:
+        """The next frame captured shows the nest without a part; several requests as above."""
         with self._requests_lock:
-            return self._requests.popleft() if self._requests else None
+            self._requests.append(None)
+
+    def _rendered(self, number: int) -> tuple[GreyImage, Truth]:
+        with self._requests_lock:
+            if not self._requests:
+                return render(self._settings, number)
+            defect = self._requests.popleft()
+        return render(self._settings, number, defect, empty=defect is None)
 
 
 def render(
-    settings: SimulatedSettings, number: int, defect: Defect | None = None
+    settings: SimulatedSettings,
+    number: int,
+    defect: Defect | None = None,
+    *,
+    empty: bool = False,
 ) -> tuple[GreyImage, Truth]:
     """Frame ``number`` of the settings.
 
     Args:
         settings: size, seed, defects, jitter, light and noise.
         number: counted from 0.
-        defect: shown instead of what the settings' defect rate would draw; the rest of the frame
-            stays the same.
+        defect: shown instead of what the settings would draw; the rest of the frame stays the
+            same.
+        empty: show the nest without a part, whatever the settings would draw.
 
     Returns:
         uint8 (height, width), and what it shows.
     """
     view = _view(settings.width, settings.height)
-    part = _part(settings, number)
-    damage = _damage(settings, number, view.block, defect)
-    canvas = view.block.canvas(part.metal, part.glint, damage)
+    if empty or (defect is None and _is_empty(settings, number)):
+        canvas, pose, truth = view.block.nest, np.eye(3), Truth(empty=True)
+    else:
+        part = _part(settings, number)
+        damage = _damage(settings, number, view.block, defect)
+        canvas, pose = view.block.canvas(part.metal, part.glint, damage).grey, part.pose
+        truth = _truth(damage, view, pose)
     grey = cv2.warpPerspective(
-        canvas.grey,
-        _INDICES @ view.homography @ part.pose @ view.to_units,
+        canvas,
+        _INDICES @ view.homography @ pose @ view.to_units,
         (settings.width, settings.height),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
@@ -141,11 +158,13 @@ def render(
     )
     signal = cv2.GaussianBlur(grey, (0, 0), _LENS_BLUR).astype(np.float32)
     signal *= _light(settings, number, view)
-    return _sensor(signal, settings, number), _truth(damage, view, part.pose)
+    return _sensor(signal, settings, number), truth
 
 
 def truth_of(settings: SimulatedSettings, number: int) -> Truth:
     """What frame ``number`` of the settings shows, without rendering it."""
+    if _is_empty(settings, number):
+        return Truth(empty=True)
     view = _view(settings.width, settings.height)
     damage = _damage(settings, number, view.block, None)
     return _truth(damage, view, _part(settings, number).pose)
@@ -240,6 +259,10 @@ def _damage(
     if defect is None and not drawn:
         return None
     return block.damage(defect or kind, rng)
+
+
+def _is_empty(settings: SimulatedSettings, number: int) -> bool:
+    return bool(_rng(settings, number, _EMPTY).random() < settings.empty_rate)
 
 
 def _truth(damage: Damage | None, view: _View, pose: Matrix) -> Truth:

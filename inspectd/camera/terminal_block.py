@@ -25,6 +25,7 @@ PINS = COLUMNS * ROWS
 NEST = 15
 """The grey value of the dark nest that holds the block, which goes on beyond the view."""
 
+_BODY = np.array([93.0, 69.0])
 _PITCH = np.array([9.7, 16.9])
 _FIRST_PIN = np.array([-4 * 9.7, -23.2])
 _PIN = np.array([5.6, 10.2])
@@ -145,7 +146,7 @@ class Damage:
 
 
 class TerminalBlock:
-    """The layers of a good block, and patches of damaged ones."""
+    """The layers of a good block, patches of damaged ones, and the nest without any."""
 
     def __init__(self, scale: float) -> None:
         """Draws the layers.
@@ -156,6 +157,9 @@ class TerminalBlock:
         columns, rows = (round(length * scale) * _SUPERSAMPLING for length in VIEW)
         nest = np.full((rows, columns), NEST, np.uint8)
         self._empty = Sheet(nest, columns / VIEW[0], _SUPERSAMPLING)
+        bare = self._empty.copy()
+        _draw_recess(bare)
+        self._nest = bare.reduced()
         _draw_housing(self._empty)
         self._good = self._empty.copy()
         bright, dull = self._empty.blank(), self._empty.blank()
@@ -176,6 +180,11 @@ class TerminalBlock:
         pixel = 1 / self._canvas.scale
         left, top = self._canvas.origin
         return np.array([[pixel, 0, left + pixel / 2], [0, pixel, top + pixel / 2], [0, 0, 1]])
+
+    @property
+    def nest(self) -> GreyImage:
+        """The nest without a block, uint8, the size of a `canvas`."""
+        return self._nest.grey
 
     def canvas(
         self, metal: NDArray[np.float32], glint: NDArray[np.float32], damage: Damage | None
@@ -268,10 +277,26 @@ def _frame(sheet: Sheet, outer: Points, inner: Points, greys: Sequence[float]) -
         sheet.polygon(np.array([outer[side], outer[after], inner[after], inner[side]]), grey)
 
 
+def _draw_recess(sheet: Sheet) -> None:
+    """What the block covers of its nest: a recess, two pins that locate the block, an ejector."""
+    outer, floor = _box(np.zeros(2), _BODY - 0.4), _box(np.zeros(2), _BODY - 2.4)
+    _frame(sheet, outer, floor, (8, 27, 32, 10))
+    sheet.polygon(floor, 18)
+    for place in (np.array([-36.0, 24.0]), np.array([36.0, -24.0])):
+        sheet.polygon(_disc(place + _SHADOW, 2.5), 8)
+        sheet.polygon(_disc(place, 2.5), 120)
+        sheet.polygon(_disc(place, 1.9), 96)
+    sheet.polygon(_disc(np.zeros(2), 6.0), 6)
+
+
+def _disc(centre: Point, radius: float) -> Points:
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    return centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
 def _draw_housing(sheet: Sheet) -> None:
     """The plastic: a bevelled body, a compartment and a socket for each pin, a printed label."""
-    body, edge = np.array([93.0, 69.0]), np.array([1.4, 1.4])
-    outer, inner = _box(np.zeros(2), body), _box(np.zeros(2), body - edge)
+    outer, inner = _box(np.zeros(2), _BODY), _box(np.zeros(2), _BODY - 1.4)
     _frame(sheet, outer, inner, (92, 44, 34, 80))
     sheet.polygon(inner, _HOUSING)
     for pin in range(PINS):

@@ -29,6 +29,7 @@ from rich.text import Text
 from inspectd import config
 from inspectd.camera.simulated import truth_of
 from inspectd.commands.inspect import COLOURS
+from inspectd.commands.interruption import end_like_ctrl_c
 from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.commands.subscriber import Subscriber
 from inspectd.commands.teach import teach_from_camera
@@ -112,13 +113,6 @@ def demo(*, parts: int, defect_rate: float, references: int, seed: int, output: 
     typer.echo(f"heatmaps       {output}/part-NNNN.png, as received by MQTT")
     typer.echo(f"contact sheet  {sheet}")
     return 0
-
-
-def end_like_ctrl_c() -> None:
-    """Let SIGTERM, and the end of the terminal, clean up as Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
-            signal.signal(number, signal.default_int_handler)
 
 
 def make_folder(output: Path) -> None:

@@ -23,11 +23,15 @@ def run(path: Path) -> int:
     settings, problems = config.load_to_run(path)
     for problem in problems:
         _logger.warning("left out, a program that is not judged by: %s", problem)
-    service = Service(settings)
+    service = Service(settings, problems)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         service.request_stop()
 
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        service.request_reload()
+
+    signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     service.run()

@@ -19,7 +19,7 @@ def status(path: Path) -> int:
         SettingsError: the settings are wrong.
         ControlError: no service of this station runs, or it may not be asked.
     """
-    settings = config.load(path)
+    settings = config.load_to_run(path)[0]
     reply = ask(settings.control_socket, StatusRequest())
     if reply is None or reply.state is None:
         raise ControlError(

@@ -1,4 +1,4 @@
-"""``inspectd teach``: fill, list and prune a program's references.
+"""``inspectd teach``: fill, list and prune a program's references, or its empty station's pictures.
 
 Where the service runs, it owns camera and references, and is asked through its control socket;
 else the command does the same work itself.
@@ -20,20 +20,29 @@ from inspectd.camera.factory import make_camera
 from inspectd.camera.files import find_images, picture_name
 from inspectd.control import PictureHeader, RemoveRequest, Reply, TeachRequest, ask
 from inspectd.errors import ControlError, PermanentError
+from inspectd.references import ReferenceStore
 from inspectd.settings import Settings
 from inspectd.teaching import (
     Candidate,
     Refusal,
     Taught,
+    empty_store,
     learn_program,
     reference_store,
     teach,
+    teach_empty,
     teach_files,
 )
 
 
-def teach_from_folder(path: Path, program: str, folder: Path) -> int:
+def teach_from_folder(path: Path, program: str, folder: Path, *, empty: bool = False) -> int:
     """Offer every image of a folder, and of its subfolders, as a reference.
+
+    Args:
+        path: the station file.
+        program: its name.
+        folder: of whole frames.
+        empty: they show the empty station; the same below.
 
     Returns:
         1 if any was refused, else 0.
@@ -65,7 +74,7 @@ def teach_from_folder(path: Path, program: str, folder: Path) -> int:
             progress.update(handing, completed=count)
 
         headers = [PictureHeader(name, len(content)) for name, content in pictures]
-        request = TeachRequest(program=program, pictures=tuple(headers))
+        request = TeachRequest(program=program, empty=empty, pictures=tuple(headers))
         contents = [content for _, content in pictures]
         reply = ask(settings.control_socket, request, contents, advance)
         taught = (
@@ -77,13 +86,14 @@ def teach_from_folder(path: Path, program: str, folder: Path) -> int:
                 pictures,
                 settings.hash,
                 advance,
+                empty=empty,
             )
         )
     taught = msgspec.structs.replace(taught, refused=(*unreadable, *taught.refused))
-    return report(taught, settings, program)
+    return report(taught, settings, program, empty=empty)
 
 
-def teach_from_camera(path: Path, program: str, frames: int) -> int:
+def teach_from_camera(path: Path, program: str, frames: int, *, empty: bool = False) -> int:
     """Offer pictures from the station's camera as references.
 
     Returns:
@@ -96,26 +106,30 @@ def teach_from_camera(path: Path, program: str, frames: int) -> int:
     settings = load_for(path, program)
     with progress_bar() as progress:
         taking = progress.add_task("taking pictures", total=None)
-        reply = ask(settings.control_socket, TeachRequest(program=program, frames=frames))
+        request = TeachRequest(program=program, empty=empty, frames=frames)
+        reply = ask(settings.control_socket, request)
         if reply is not None:
-            return report(taught_of(reply), settings, program)
+            return report(taught_of(reply), settings, program, empty=empty)
         progress.update(taking, total=frames)
         candidates = []
         with make_camera(settings) as camera:
             for _ in range(frames):
                 frame = camera.capture(time.monotonic_ns(), settings.station.capture_timeout_s)
-                candidates.append(Candidate(frame.name, frame.pixels, frame.captured_at))
+                candidates.append(
+                    Candidate(frame.name, frame.pixels, frame.captured_at, frame.view)
+                )
                 progress.advance(taking)
-        taught = teach(
+        take = teach_empty if empty else teach
+        taught = take(
             settings.programs[program],
             reference_store(settings, program),
             candidates,
             settings.hash,
         )
-    return report(taught, settings, program)
+    return report(taught, settings, program, empty=empty)
 
 
-def remove(path: Path, program: str, names: list[str]) -> int:
+def remove(path: Path, program: str, names: list[str], *, empty: bool = False) -> int:
     """Take references out.
 
     Raises:
@@ -123,14 +137,15 @@ def remove(path: Path, program: str, names: list[str]) -> int:
             cannot be written.
     """
     settings = load_for(path, program)
-    reply = ask(settings.control_socket, RemoveRequest(program=program, names=tuple(names)))
-    store = reference_store(settings, program)
+    request = RemoveRequest(program=program, empty=empty, names=tuple(names))
+    reply = ask(settings.control_socket, request)
+    store = store_of(settings, program, empty=empty)
     removed = reply.removed if reply else tuple(entry.file for entry in store.remove(names))
-    typer.echo(f"removed {', '.join(removed)}; {len(store.entries())} references are left")
+    typer.echo(f"removed {', '.join(removed)}; {len(store.entries())} {called(empty)} are left")
     return 0
 
 
-def show(path: Path, program: str) -> int:
+def show(path: Path, program: str, *, empty: bool = False) -> int:
     """List the references of a program, and what is wrong with them.
 
     Returns:
@@ -140,8 +155,8 @@ def show(path: Path, program: str) -> int:
         InspectdError: the settings or the references' index are wrong.
     """
     settings = load_for(path, program)
-    store = reference_store(settings, program)
-    table = Table(title=f"References of {program}")
+    store = store_of(settings, program, empty=empty)
+    table = Table(title=f"{called(empty).capitalize()} of {program}")
     for column in ("file", "taken at (UTC)", "size", "origin"):
         table.add_column(column, no_wrap=column == "file")
     for entry in store.entries():
@@ -155,8 +170,19 @@ def show(path: Path, program: str) -> int:
     problems = store.check().problems
     for problem in problems:
         typer.echo(problem, err=True)
-    typer.echo(f"{len(store.entries())} references in {store.directory}")
+    typer.echo(f"{len(store.entries())} {called(empty)} in {store.directory}")
     return 1 if problems else 0
+
+
+def store_of(settings: Settings, program: str, *, empty: bool) -> ReferenceStore:
+    """The program's references, or its pictures of the empty station."""
+    store = reference_store(settings, program)
+    return empty_store(store) if empty else store
+
+
+def called(empty: bool) -> str:
+    """What such a store holds, in words."""
+    return "pictures of the empty station" if empty else "references"
 
 
 def load_for(path: Path, program: str) -> Settings:
@@ -186,15 +212,15 @@ def taught_of(reply: Reply) -> Taught:
     return reply.taught
 
 
-def report(taught: Taught, settings: Settings, program: str) -> int:
+def report(taught: Taught, settings: Settings, program: str, *, empty: bool = False) -> int:
     """Say what became of the pictures; 1 if any was refused, else 0."""
     for refusal in taught.refused:
         typer.echo(f"refused {refusal.name}: {refusal.reason}", err=True)
     for name in taught.duplicates:
-        typer.echo(f"already a reference: {name}", err=True)
+        typer.echo(f"already {'there' if empty else 'a reference'}: {name}", err=True)
     typer.echo(
         f"{program}: {len(taught.added)} pictures added, {len(taught.refused)} refused, "
-        f"{taught.total} references now"
+        f"{taught.total} {called(empty)} now"
     )
     lesson = learn_program(settings, program)
     if lesson.hindrance:

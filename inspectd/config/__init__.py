@@ -130,6 +130,9 @@ def _settled(walk: Walk, record: object, kind: type[R]) -> R:
 def _read_file(walk: Walk, path: Path, kind: type[msgspec.Struct]) -> object:
     """A file's record as far as it can be read; the problems are in ``walk``."""
     try:
+        if path.is_fifo():  # whoever opens one waits for a writer, maybe for ever
+            walk.mistake(Mistake(0, "cannot be read: Is a pipe"))
+            return WRONG
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:

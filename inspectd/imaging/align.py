@@ -138,9 +138,11 @@ class Aligner:
                 "to none"
             )
         aligner = cls(local_contrast(anchor), settings)
-        if settings.mode != "none":
-            apart = -(-len(pictures) // TEMPLATE_PICTURES)
-            contrasts = [local_contrast(picture) for picture in pictures[::apart]]
+        apart = -(-len(pictures) // TEMPLATE_PICTURES)
+        contrasts = [local_contrast(picture) for picture in pictures[::apart]]
+        if settings.mode == "none":
+            aligner = cls(np.mean(contrasts, axis=0, dtype=np.float32), settings)
+        else:
             poses: list[Vector | None] = [None] * len(contrasts)
             elastic_rounds = ROUNDS if len(pictures) > 1 else 0
             for elastic in [False] * ROUNDS + [True] * elastic_rounds:
@@ -152,15 +154,17 @@ class Aligner:
     def place(self, picture: FloatMap) -> Placement:
         """Lay a picture over the references.
 
-        Mode none measures nothing: the picture comes back as it is, its match as 1.
+        With mode none the picture comes back as it is, and only its match is measured.
 
         Args:
             picture: float32 (height, width), 0 to 1, of the references' shape.
         """
-        if self._settings.mode == "none":
-            seen = np.ones(picture.shape, np.bool_)
-            return Placement(picture, seen, Alignment(Pose(), 1.0, 1.0, within=True))
         local_contrast(picture, self._contrast)
+        if self._settings.mode == "none":
+            self._pyramid.load(self._contrast)
+            match = self._unmoved().match.posed
+            seen = np.ones(picture.shape, np.bool_)
+            return Placement(picture, seen, Alignment(Pose(), match, match, within=True))
         pose, alignment = self._locate(self._contrast)
         self._elastic.clear()
         if not alignment.within:

@@ -2,19 +2,21 @@
 
 Two lanes. Live: a verdict goes out the moment it is committed, with `result`, the answer to its
 request, and the pictures if the line is free. Backlog: what could not go out then follows after
-the next connection, in order of `seq`, marked ``historical``, past the retained `result`; live
-verdicts overtake it.
+the next connection, in order of `seq` and at a bounded rate, marked ``historical``, past the
+retained `result`; live verdicts overtake it.
 
 One thread owns all of the state. Every method that others call only puts an event into its queue.
 A row is marked sent when the broker has acknowledged it, and not before; whatever else happens
 leaves it in the journal, from where it goes again. So a consumer may see a verdict twice, and
-knows it by its id.
+knows it by its id. What the broker refuses is passed over, and tried again after a while. Nothing
+that grows with the length of an outage is kept in memory: the journal knows what is unsent.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections import deque
@@ -24,7 +26,7 @@ from typing import Protocol
 
 import msgspec
 
-from inspectd.errors import BrokerUnavailable, JournalError
+from inspectd.errors import BrokerUnavailable, JournalError, MessageTooLarge
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import MapPayload, Response, VerdictPayload, as_historical, encode
 
@@ -33,6 +35,8 @@ _logger = logging.getLogger(__name__)
 BACKLOG_WINDOW = 16
 """Messages in flight beyond which the backlog waits; below paho's own 20, to leave room for live
 verdicts."""
+CATCH_UP_S = 0.1
+"""So far the backlog may catch up with its rate, when the window was full."""
 LIVE_WINDOW = 300
 """Messages in flight beyond which a verdict is left to the backlog: the broker does not keep up."""
 PICTURES_WINDOW = 4
@@ -45,8 +49,17 @@ MARK_DELAY_S = 0.2
 """Acknowledged rows are marked so many at a time, or after so long."""
 RETRY_S = 5.0
 """After an error, the backlog rests so long."""
+REFUSED_REST_S = 1.0
+LONGEST_REST_S = 30.0
+"""After a verdict was refused, the backlog rests so long: longer each time, until one is taken."""
+REFUSED_AGAIN_S = 30.0
+"""When it has come to its end, and not before, those refused are tried again."""
+TROUBLES_KEPT = 20
+"""Topics whose refusals are spoken of; requesters may name any number of response topics."""
 
 JSON = "application/json"
+
+_DIGITS = re.compile(r"\d+")
 
 
 class StoredVerdict(Protocol):
@@ -83,7 +96,10 @@ class Publisher(Protocol):
         correlation_data: bytes | None = None,
         user_properties: Sequence[tuple[str, str]] = (),
     ) -> int:
-        """The message's number, which `Outbox.acknowledged` names; raises BrokerUnavailable."""
+        """The message's number, which `Outbox.acknowledged` names.
+
+        Raises BrokerUnavailable and MessageTooLarge.
+        """
         ...
 
 
@@ -122,8 +138,12 @@ class Outbox:
     It is the `inspectd.mqtt.client.Listener` of the client it publishes through.
     """
 
-    def __init__(self, store: Store, publisher: Publisher, topics: Topics) -> None:
+    def __init__(
+        self, store: Store, publisher: Publisher, topics: Topics, backlog_rate: float = 50.0
+    ) -> None:
+        """Prepare; `start` starts it. ``backlog_rate`` is in verdicts a second, at the most."""
         self._store = store
+        self._backlog_rate = backlog_rate
         self._publisher = publisher
         self._topics = topics
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -136,12 +156,23 @@ class Outbox:
         self._mark_at = 0.0
         self._offered_up_to = 0
         self._backlog_from: int | None = None
+        self._late_at = 0.0
         self._resting_until = 0.0
+        self._refused_rest_s = 0.0
+        self._refused_again_at: float | None = None
         self._pictures: deque[_Pictures] = deque(maxlen=PICTURES_KEPT)
-        self._refusals: set[tuple[str, str]] = set()
+        self._refusals: dict[str, str] = {}
+        self._refused_now: dict[str, str] = {}
         self._drained: threading.Event | None = None
+        # Written by that thread, read by any.
+        self._trouble = ""
 
     # ---- for everyone --------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> str:
+        """What the broker refuses of late, for a person to read; empty if it takes everything."""
+        return self._trouble
 
     def start(self) -> None:
         """Start the thread, before the client and before anything is judged.
@@ -169,6 +200,18 @@ class Outbox:
     def respond(self, reply_to: ReplyTo, response: Response) -> None:
         """Answer a request; one that cannot be answered now is for the requester to repeat."""
         self._events.put(lambda: self._send_response(reply_to, response))
+
+    def journal_replaced(self) -> None:
+        """Another journal was begun, with numbers of its own; call it before the first offer."""
+        self._events.put(self._forget_numbers)
+
+    def set_backlog_rate(self, rate: float) -> None:
+        """In verdicts a second, at the most."""
+        self._backlog_rate = rate
+
+    def look_back(self) -> None:
+        """Rows of the journal are unsent again: they follow with the backlog."""
+        self._events.put(self._rewind_backlog)
 
     def drain(self, timeout_s: float) -> bool:
         """Send what was offered, begin nothing else, and wait until all is acknowledged.
@@ -230,7 +273,10 @@ class Outbox:
         if self._to_mark:
             due.append(self._mark_at)
         if self._backlog_may_go():
-            due.append(0.0)
+            due.append(self._late_at)
+        elif self._refused_may_go():
+            assert self._refused_again_at is not None
+            due.append(self._refused_again_at)
         return max(min(due), self._resting_until) if due else None
 
     def _work_on(self) -> None:
@@ -242,14 +288,16 @@ class Outbox:
         if time.monotonic() >= self._resting_until:
             if len(self._to_mark) >= MARK_BATCH or time.monotonic() >= self._mark_at:
                 self._mark()
-            if self._backlog_may_go():
+            if self._refused_may_go() and time.monotonic() >= (self._refused_again_at or 0.0):
+                self._rewind_backlog()
+            if self._backlog_may_go() and time.monotonic() >= self._late_at:
                 self._send_backlog()
         if self._drained is not None and not self._in_flight:
             self._mark()
             self._drained.set()
 
-    def _rest(self) -> None:
-        self._resting_until = time.monotonic() + RETRY_S
+    def _rest(self, seconds: float | None = None) -> None:
+        self._resting_until = time.monotonic() + (RETRY_S if seconds is None else seconds)
 
     def _end(self) -> None:
         self._running = False
@@ -257,10 +305,19 @@ class Outbox:
     def _begin_draining(self, drained: threading.Event) -> None:
         self._drained = drained
 
+    def _forget_numbers(self) -> None:
+        self._to_mark = []
+        self._offered_up_to = 0
+        self._backlog_from = None
+        self._in_flight = {mid: _Sent(sent.topic, None) for mid, sent in self._in_flight.items()}
+
     def _on_connected(self) -> None:
         self._on_lost()
         self._connected = True
         self._refusals.clear()
+        self._refused_now.clear()
+        self._trouble = ""
+        self._refused_rest_s = 0.0
         self._resting_until = 0.0
         self._rewind_backlog()
         waiting = self._store.unsent_count()
@@ -279,18 +336,47 @@ class Outbox:
             return
         if refusal is not None:
             self._on_refused(sent, refusal)
-        elif sent.seq is not None:
+            return
+        if self._refused_now.pop(sent.topic, None) is not None:
+            self._tell_trouble()
+        if sent.seq is not None:
+            self._refused_rest_s = 0.0
             if not self._to_mark:
                 self._mark_at = time.monotonic() + MARK_DELAY_S
             self._to_mark.append(sent.seq)
 
     def _on_refused(self, sent: _Sent, refusal: str) -> None:
-        if (sent.topic, refusal) not in self._refusals:
-            self._refusals.add((sent.topic, refusal))
-            _logger.error("the MQTT broker refuses messages on %s: %s", sent.topic, refusal)
+        self._note_refusal(sent.topic, refusal)
         if sent.seq is not None:
-            self._rewind_backlog()
-            self._rest()
+            self._leave_behind()
+            if time.monotonic() >= self._resting_until:  # once for all that were sent together
+                self._refused_rest_s = min(
+                    max(2 * self._refused_rest_s, REFUSED_REST_S), LONGEST_REST_S
+                )
+                self._rest(self._refused_rest_s)
+
+    def _leave_behind(self) -> None:
+        """A verdict cannot be sent now; the next ones may."""
+        if self._refused_again_at is None:
+            self._refused_again_at = time.monotonic() + REFUSED_AGAIN_S
+
+    def _note_refusal(self, topic: str, refusal: str) -> None:
+        known = self._refusals.get(topic)
+        if known is None and len(self._refusals) >= TROUBLES_KEPT:
+            return
+        # The same refusal names the size of each picture: the first one stands for all.
+        if known is not None and _DIGITS.sub("", known) == _DIGITS.sub("", refusal):
+            refusal = known
+        self._refusals[topic] = self._refused_now[topic] = refusal
+        self._tell_trouble()
+        if known != refusal:
+            _logger.error("the MQTT broker refuses messages on %s: %s", topic, refusal)
+
+    def _tell_trouble(self) -> None:
+        self._trouble = "; ".join(
+            f"the MQTT broker refuses messages on {topic}: {refusal}"
+            for topic, refusal in self._refused_now.items()
+        )
 
     def _mark(self) -> None:
         if self._to_mark:
@@ -376,16 +462,22 @@ class Outbox:
         correlation_data: bytes | None = None,
         user_properties: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Raises BrokerUnavailable."""
-        mid = self._publisher.publish(
-            topic,
-            payload,
-            retain=retain,
-            content_type=content_type,
-            expiry_s=expiry_s,
-            correlation_data=correlation_data,
-            user_properties=user_properties,
-        )
+        """What is too large is refused, as if by the broker; raises BrokerUnavailable."""
+        try:
+            mid = self._publisher.publish(
+                topic,
+                payload,
+                retain=retain,
+                content_type=content_type,
+                expiry_s=expiry_s,
+                correlation_data=correlation_data,
+                user_properties=user_properties,
+            )
+        except MessageTooLarge as error:
+            self._note_refusal(topic, str(error))
+            if seq is not None:
+                self._leave_behind()
+            return
         # In time even if the broker has answered already: its answer waits among the events.
         self._in_flight[mid] = _Sent(topic, seq)
 
@@ -393,6 +485,16 @@ class Outbox:
 
     def _rewind_backlog(self) -> None:
         self._backlog_from = 0
+        self._refused_again_at = None
+
+    def _refused_may_go(self) -> bool:
+        """Once the backlog has passed by."""
+        return (
+            self._refused_again_at is not None
+            and self._backlog_from is None
+            and self._connected
+            and self._drained is None
+        )
 
     def _backlog_may_go(self) -> bool:
         return (
@@ -403,9 +505,12 @@ class Outbox:
         )
 
     def _send_backlog(self) -> None:
-        """Fill the window with the next unsent rows that are nowhere on their way yet."""
+        """Send the next unsent rows that are nowhere on their way yet, as window and rate allow."""
         assert self._backlog_from is not None
-        room = BACKLOG_WINDOW - len(self._in_flight)
+        now = time.monotonic()
+        self._late_at = max(self._late_at, now - CATCH_UP_S)
+        due = 1 + int((now - self._late_at) * self._backlog_rate)
+        room = min(due, BACKLOG_WINDOW - len(self._in_flight))
         rows = self._store.unsent(self._backlog_from, room)
         # What was committed but not offered yet is about to come by the live lane.
         late = [row for row in rows if row.seq <= self._offered_up_to]
@@ -414,6 +519,7 @@ class Outbox:
             for row in late:
                 if row.seq not in on_their_way:
                     self._send_late(row)
+                    self._late_at += 1.0 / self._backlog_rate
         except BrokerUnavailable:
             self._rewind_backlog()
             self._rest()

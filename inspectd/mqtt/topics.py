@@ -43,8 +43,30 @@ class Topics:
         return f"{self.base}/heatmap/id"
 
     @property
+    def snapshot(self) -> str:
+        """The picture that `request/snapshot` asked for."""
+        return f"{self.base}/snapshot"
+
+    @property
     def map(self) -> str:
         return f"{self.base}/map"
+
+    @property
+    def health(self) -> str:
+        return f"{self.base}/health"
+
+    @property
+    def doctor(self) -> str:
+        """For trying out whether the broker takes messages at all; nobody listens."""
+        return f"{self.base}/doctor"
+
+    @property
+    def statistics(self) -> str:
+        return f"{self.base}/statistics"
+
+    @property
+    def heartbeat(self) -> str:
+        return f"{self.base}/heartbeat"
 
     def request(self, name: str) -> str:
         return f"{self.base}/request/{name}"

@@ -1,0 +1,254 @@
+"""The station's side of the broker: its connections, made anew when their settings change.
+
+Whoever publishes does so here, and need not know which connection it is at present.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from inspectd import __version__
+from inspectd.errors import JournalError
+from inspectd.journal import Journal
+from inspectd.mqtt.client import Listener, MqttClient
+from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.homeassistant import Announcement, birth_topic, discovery
+from inspectd.mqtt.sparkplug import SparkplugNode
+from inspectd.mqtt.topics import Topics
+from inspectd.payload import VerdictPayload
+from inspectd.settings import MqttSettings, Settings, Station
+
+_logger = logging.getLogger(__name__)
+
+LEAVE_S = 0.4
+"""What the goodbye to a broker may take when another one is set."""
+
+
+class _Relay:
+    """Passes on what a connection tells, until it is replaced."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener: Listener | None = listener
+        self._lock = threading.Lock()
+
+    def mute(self) -> None:
+        """From now on the connection is lost, whatever it still has to tell."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.lost()
+
+    def connected(self) -> None:
+        with self._lock:
+            if self._listener is not None:
+                self._listener.connected()
+
+    def lost(self) -> None:
+        with self._lock:
+            if self._listener is not None:
+                self._listener.lost()
+
+    def acknowledged(self, mid: int, refusal: str | None) -> None:
+        with self._lock:
+            if self._listener is not None:
+                self._listener.acknowledged(mid, refusal)
+
+
+class Broker:
+    """The connection that all topics go over, the one of Sparkplug, and Home Assistant's news."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        journal: Journal,
+        on_request: Callable[[str, RequestMessage], None],
+    ) -> None:
+        """Args:
+        settings: name the broker; see `adopt`.
+        topics: of the station.
+        journal: Sparkplug's backlog comes from it.
+        on_request: as of `MqttClient`.
+
+        Raises:
+            JournalError: the journal could not be read.
+        """
+        self._settings = settings
+        self._topics = topics
+        self._journal = journal
+        self._on_request = on_request
+        self._listener: Listener | None = None
+        self._relay: _Relay | None = None
+        # The retained topics are kept here, too: a new connection begins with them.
+        self._retaining = threading.Lock()
+        self._retained: dict[str, bytes] = {}
+        self._available = False
+        self._announcement = Announcement(self.publish_retained)
+        self._client = self._make_client(settings.station)
+        self._node = self._make_node(settings.station)
+
+    def _make_client(self, station: Station) -> MqttClient:
+        home = station.mqtt.homeassistant
+        return MqttClient(
+            station.mqtt,
+            self._topics,
+            f"inspectd-{station.station}",
+            self._on_request,
+            self._resolve,
+            {birth_topic(home): self._announcement.on_status} if home else {},
+        )
+
+    def _make_node(self, station: Station) -> SparkplugNode | None:
+        if station.mqtt.sparkplug is None:
+            return None
+        node = SparkplugNode(
+            station.mqtt, station.station, self._resolve, self._settings.directory, self._journal
+        )
+        node.set_programs(sorted(self._settings.programs))
+        node.set_available(self._available)
+        return node
+
+    def _resolve(self, path: str) -> Path:
+        return self._settings.resolve(path)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, for a person; empty while there is one."""
+        return self._client.trouble
+
+    def start(self, listener: Listener) -> None:
+        """Connect in the background; returns at once. Once only."""
+        self._listener = listener
+        self._announce()
+        self._start_client()
+        if self._node is not None:
+            self._node.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Say `offline` and disconnect, in about ``timeout_s`` at most."""
+        self._announcement.stop()
+        if self._node is not None:
+            self._node.stop(timeout_s)
+        self._client.stop(timeout_s)
+
+    def adopt(self, settings: Settings) -> None:
+        """Follow other settings: what they do not concern stays connected."""
+        before, self._settings = self._settings, settings
+        old, new = before.station.mqtt, settings.station.mqtt
+        if _connection_of(old) != _connection_of(new):
+            self._reconnect()
+        if (_connection_of(old), old.sparkplug, old.backlog_rate) != (
+            _connection_of(new),
+            new.sparkplug,
+            new.backlog_rate,
+        ):
+            self._rebuild_node()
+        elif self._node is not None:
+            self._node.set_programs(sorted(settings.programs))
+        self._announce()
+
+    def journal_replaced(self) -> None:
+        """Sparkplug's memory was of the journal before."""
+        if self._node is not None:
+            self._rebuild_node()
+
+    # ---- publishing ----------------------------------------------------------------------------
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        content_type: str | None = None,
+        expiry_s: int | None = None,
+        correlation_data: bytes | None = None,
+        user_properties: Sequence[tuple[str, str]] = (),
+    ) -> int:
+        """See `MqttClient.publish`; raises BrokerUnavailable."""
+        return self._client.publish(
+            topic,
+            payload,
+            qos=qos,
+            retain=retain,
+            content_type=content_type,
+            expiry_s=expiry_s,
+            correlation_data=correlation_data,
+            user_properties=user_properties,
+        )
+
+    def publish_retained(self, topic: str, payload: bytes) -> None:
+        """Publish now, if there is a connection, and anew on every later one."""
+        with self._retaining:
+            self._retained[topic] = payload
+            self._client.publish_retained(topic, payload)
+
+    def set_available(self, available: bool) -> None:
+        """Publish `availability`, now and on every later connection."""
+        with self._retaining:
+            self._available = available
+            self._client.set_available(available)
+            if self._node is not None:
+                self._node.set_available(available)
+
+    def offer(self, verdict: VerdictPayload) -> None:
+        """Tell Sparkplug's hosts of a verdict that was committed just now."""
+        if self._node is not None:
+            self._node.offer(verdict)
+
+    # ---- other settings ------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        station, programs = self._settings.station, self._settings.programs
+        self._announcement.announce(discovery(station, self._topics, programs, __version__))
+
+    def _start_client(self) -> None:
+        assert self._listener is not None
+        self._relay = _Relay(self._listener)
+        self._client.start(self._relay)
+
+    def _reconnect(self) -> None:
+        before = self._client
+        if self._relay is not None:
+            self._relay.mute()
+        # First, for it is known by the same name: of two alike the broker drops one.
+        before.stop(LEAVE_S)
+        with self._retaining:
+            self._client = self._make_client(self._settings.station)
+            self._client.set_available(self._available)
+            for topic, payload in self._retained.items():
+                self._client.publish_retained(topic, payload)
+        self._start_client()
+
+    def _rebuild_node(self) -> None:
+        if self._node is not None:
+            self._node.stop(LEAVE_S)
+        try:
+            node = self._make_node(self._settings.station)
+        except JournalError as error:
+            _logger.error("Sparkplug stays off until the next change of the settings: %s", error)
+            node = None
+        self._node = node
+        if node is not None:
+            node.start()
+
+
+def _connection_of(settings: MqttSettings) -> tuple[object, ...]:
+    """What a standing connection depends on."""
+    return (
+        settings.host,
+        settings.port,
+        settings.keepalive_s,
+        settings.username,
+        settings.password_file,
+        settings.tls,
+        settings.homeassistant,
+    )

@@ -1,0 +1,139 @@
+"""A connection that is to stand: made again and again, patiently, and spoken of once.
+
+Whoever wants one says how a single connection goes; this loop does the waiting and the reporting.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+
+from inspectd.errors import BrokerUnavailable, InspectdError, PermanentError
+from inspectd.mqtt import words
+
+_logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 2.0
+LONGEST_RETRY_S = 30.0
+"""Each wait is between the half of it and the whole."""
+STEADY_S = 10.0
+"""A connection that stood for less does not count as cured: the waits go on growing."""
+SOON_LOST = 3
+"""So many of them in a row have a cause of their own."""
+
+
+class StandingConnection(ABC):
+    """Connects in the background, on a thread of its own, until it is told to stop."""
+
+    def __init__(self, broker: str, thread_name: str) -> None:
+        """Prepare; ``broker`` names it in messages, such as HOST:PORT."""
+        self._broker = broker
+        self._stopping = threading.Event()
+        self._retry_delay_s = 0.0
+        self._trouble = "no connection has been tried yet"
+        self._stood_since = 0.0
+        self._reported = ""
+        self._known = False
+        self._soon_lost = 0
+        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, for a person to read; empty while there is one."""
+        return self._trouble
+
+    @property
+    def broker(self) -> str:
+        """HOST:PORT, for messages."""
+        return self._broker
+
+    @abstractmethod
+    def _connect_once(self) -> str:
+        """One connection from its beginning to its end.
+
+        Returns:
+            Why it has ended.
+
+        Raises:
+            BrokerUnavailable: none came about.
+            PermanentError: none came about, and none will until a person changes something.
+        """
+
+    def _stands(self) -> None:
+        """To be called when a connection has come about."""
+        self._stood_since = time.monotonic()
+        self._reported = self._trouble = ""
+        self._known = False
+        _logger.info("connected to the MQTT broker %s", self.broker)
+
+    def _join(self, timeout_s: float) -> None:
+        """Wait for the thread's end, after ``_stopping`` is set and the connection closed."""
+        if not self._thread.is_alive():
+            return
+        # A connection attempt may hang in a name look-up.
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _logger.warning(
+                "the connection to the MQTT broker %s does not end in time; leaving it behind",
+                self.broker,
+            )
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                reason = self._connect_once()
+                if time.monotonic() - self._stood_since > STEADY_S:
+                    self._retry_delay_s = 0.0
+                    self._soon_lost = 0
+                self._soon_lost += 1
+                self._report_lost(reason if self._soon_lost < SOON_LOST else words.again(reason))
+                self._wait(self._longer())
+            except BrokerUnavailable as error:
+                self._report(error)
+                self._wait(self._longer())
+            except PermanentError as error:
+                # Asking again soon would only fill the broker's log, or have it shut us out.
+                self._report(error)
+                self._wait(LONGEST_RETRY_S)
+            except Exception as error:
+                _logger.exception("unexpected error in the connection to the MQTT broker")
+                self._trouble = f"unexpected error: {error!r}"
+                self._wait(LONGEST_RETRY_S)
+
+    def _longer(self) -> float:
+        return min(max(2 * self._retry_delay_s, FIRST_RETRY_S), LONGEST_RETRY_S)
+
+    def _wait(self, delay_s: float) -> None:
+        """Until the next attempt, unless ``_stopping`` ends it."""
+        self._retry_delay_s = delay_s
+        # Random, so that a plant's stations do not all come back in the same instant.
+        self._stopping.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+
+    def _report_lost(self, reason: str) -> None:
+        self._trouble = f"the connection is lost: {reason}"
+        if not self._stopping.is_set():
+            _logger.warning(
+                "the connection to the MQTT broker %s is lost; verdicts wait in the journal until "
+                "it is back: %s",
+                self.broker,
+                reason,
+            )
+
+    def _report(self, error: InspectdError) -> None:
+        """Log why there is no connection, once until it changes or there is one."""
+        if self._known and isinstance(error, words.Guess):
+            return
+        self._known = isinstance(error, PermanentError)
+        trouble = self._trouble = str(error)
+        if trouble != self._reported and not self._stopping.is_set():
+            self._reported = trouble
+            _logger.warning(
+                "no connection to the MQTT broker %s; verdicts wait in the journal, and it is "
+                "tried again every %d s or sooner: %s",
+                self.broker,
+                LONGEST_RETRY_S,
+                trouble,
+            )

@@ -1,0 +1,262 @@
+"""What is asked of the station by MQTT: sorted, checked against the settings, done, answered.
+
+A trigger goes into its line at once. Everything else is done on threads of its own: what is quick
+on one, one after the other, and what may take long on another. A trigger that follows a quick
+request, such as for another program, comes after it, as a requester expects who does not wait for
+the answer. What was done is remembered by its transaction, also across restarts, so that a repeated
+request gets the same answer and is not done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from inspectd.errors import ControlError, InspectdError, JournalError
+from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.outbox import ReplyTo
+from inspectd.payload import (
+    Identifier,
+    LimitsRequest,
+    LotRequest,
+    ProgramRequest,
+    ReloadRequest,
+    ResendRequest,
+    Response,
+    SnapshotRequest,
+    TeachingRequest,
+    TriggerRequest,
+    encode,
+)
+
+_logger = logging.getLogger(__name__)
+
+WAITING = 100
+"""Requests that may wait to be done; beyond, they are refused."""
+STOP_S = 0.5
+
+TYPES: Mapping[str, type[msgspec.Struct]] = {
+    "trigger": TriggerRequest,
+    "program": ProgramRequest,
+    "reload": ReloadRequest,
+    "lot": LotRequest,
+    "teach": TeachingRequest,
+    "limits": LimitsRequest,
+    "snapshot": SnapshotRequest,
+    "resend": ResendRequest,
+}
+"""What each request says, by its name."""
+
+QUICK = frozenset({"program", "lot", "limits"})
+
+Act = Callable[[Any], str]
+"""Does what a request of one of the TYPES asks for, and says in words what was done; may raise
+InspectdError."""
+
+
+class Answers(Protocol):
+    """The journal's memory of what was answered; both may raise JournalError."""
+
+    def find_answer(self, request: str, transaction: str) -> bytes | None: ...
+    def keep_answer(self, request: str, transaction: str, response: bytes) -> None: ...
+
+
+class _Transaction(msgspec.Struct):
+    """What is read of a request that is not understood otherwise."""
+
+    transaction: Identifier | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    where: ReplyTo
+    request: Any
+
+
+class _Lane:
+    """Work that is done in order, on a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        return self._work.qsize()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was put in is done."""
+        return self._work.unfinished_tasks == 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        self._work.put(work)
+
+    def stop(self) -> None:
+        self._work.put(None)
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            self._work.task_done()
+
+
+class Requests:
+    """Takes requests on the network's thread, and does them on its own."""
+
+    def __init__(
+        self,
+        allowed: Callable[[], Collection[str]],
+        ask: Callable[[TriggerRequest, RequestMessage, int], None],
+        acts: Mapping[str, Act],
+        answers: Answers,
+        respond: Callable[[ReplyTo, Response], None],
+    ) -> None:
+        """Args:
+        allowed: names of the requests that are answered.
+        ask: puts a trigger of an instant (`time.monotonic_ns`) into its line; does not wait. It
+            acknowledges the message when the trigger is answered.
+        acts: what is done for each of the other TYPES.
+        answers: remembers what was done.
+        respond: sends an answer; does not wait.
+        """
+        self._allowed = allowed
+        self._ask = ask
+        self._acts = acts
+        self._answers = answers
+        self._respond = respond
+        self._stopping = threading.Event()
+        self._quick = _Lane("requests")
+        self._slow = _Lane("long-requests")
+
+    def start(self) -> None:
+        self._quick.start()
+        self._slow.start()
+
+    def stop(self) -> None:
+        """Take no more, and refuse those that wait. What is being done is not waited for long."""
+        self._stopping.set()
+        self._quick.stop()
+        self._slow.stop()
+
+    def receive(self, name: str, message: RequestMessage) -> None:
+        """Take a request; on the network's thread, does not wait."""
+        where = ReplyTo(name, message.response_topic, message.correlation_data)
+        raw = message.payload or b"{}"
+        try:
+            request = self._understood(name, raw)
+            if message.retain:
+                raise ControlError(
+                    "the request was retained by the broker, nobody knows since when: "
+                    "send requests without the retain flag"
+                )
+            if self._stopping.is_set():
+                raise ControlError("the service is stopping")
+            if isinstance(request, TriggerRequest):
+                self._pass_on(request, message)
+                return
+            lane = self._quick if name in QUICK else self._slow
+            if lane.waiting >= WAITING:
+                raise ControlError(f"{WAITING} requests are waiting already: ask again later")
+            lane.put(partial(self._do, _Job(where, request)))
+        except ControlError as error:
+            self._refuse(where, _transaction_of(raw), str(error))
+        # Not when it is done: it may take long, and a broker that waits for an acknowledgement
+        # holds back the triggers behind it. A requester without an answer repeats its request.
+        message.acknowledge()
+
+    def _pass_on(self, request: TriggerRequest, message: RequestMessage) -> None:
+        asked_ns = time.monotonic_ns()
+        if self._quick.idle:
+            self._ask(request, message, asked_ns)
+        else:
+            self._quick.put(lambda: self._ask(request, message, asked_ns))
+
+    def _understood(self, name: str, raw: bytes) -> msgspec.Struct:
+        """Raises ControlError."""
+        known = ", ".join(name for name in TYPES if name in self._allowed())
+        if name not in TYPES:
+            raise ControlError(f"there is no request {name!r}; allowed are: {known}")
+        if name not in self._allowed():
+            raise ControlError(
+                f"request/{name} is not allowed here: mqtt.requests in the station file lacks it; "
+                f"allowed are: {known}"
+            )
+        try:
+            return msgspec.json.decode(raw, type=TYPES[name])
+        # msgspec lets the UnicodeDecodeError of a text within the JSON through as it is.
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ControlError(str(error)) from error
+
+    # ---- the requests' own threads -------------------------------------------------------------
+
+    def _do(self, job: _Job) -> None:
+        transaction = job.request.transaction
+        if self._stopping.is_set():
+            self._refuse(job.where, transaction, "the service is stopping")
+            return
+        try:
+            self._answer(job)
+        except Exception:
+            _logger.exception("unexpected error while request/%s was done", job.where.request)
+            words = "the service met an unexpected error; its log tells more"
+            self._refuse(job.where, transaction, words)
+
+    def _answer(self, job: _Job) -> None:
+        name, transaction = job.where.request, job.request.transaction
+        if transaction is not None and (before := self._answered(name, transaction)) is not None:
+            self._respond(job.where, before)
+            return
+        try:
+            detail = self._acts[name](job.request)
+        except InspectdError as error:
+            # Not remembered: nothing was done, and repeated it may succeed.
+            self._refuse(job.where, transaction, str(error))
+            return
+        _logger.info("request/%s: %s", name, detail)
+        response = Response(request=name, transaction=transaction, ok=True, detail=detail)
+        if transaction is not None:
+            self._remember(response)
+        self._respond(job.where, response)
+
+    def _answered(self, name: str, transaction: str) -> Response | None:
+        try:
+            raw = self._answers.find_answer(name, transaction)
+            return None if raw is None else msgspec.json.decode(raw, type=Response)
+        except (JournalError, msgspec.MsgspecError) as error:
+            _logger.error("whether request/%s was done already is not known: %s", name, error)
+            return None
+
+    def _remember(self, response: Response) -> None:
+        assert response.transaction is not None
+        try:
+            self._answers.keep_answer(response.request, response.transaction, encode(response))
+        except JournalError as error:
+            _logger.error("%s; repeated, it is done again", error)
+
+    def _refuse(self, where: ReplyTo, transaction: str | None, words: str) -> None:
+        _logger.warning("request/%s is refused: %s", where.request, words)
+        self._respond(
+            where, Response(request=where.request, transaction=transaction, ok=False, error=words)
+        )
+
+
+def _transaction_of(raw: bytes) -> str | None:
+    """As far as it can be read."""
+    try:
+        return msgspec.json.decode(raw, type=_Transaction).transaction
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,181 @@
+"""What the recorder does when the journal's file or its disk fails: a real journal, a real disk."""
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from verdicts import a_verdict
+
+from inspectd.archive import Archive
+from inspectd.errors import JournalDamaged, JournalError
+from inspectd.journal import Journal
+from inspectd.payload import StatePayload
+from inspectd.recording import FULL_BYTES, Recorder
+from inspectd.settings import ArchiveSettings, StorageSettings
+from inspectd.state import StationState
+
+PAGE = 1024
+PICTURE = "000001-000000001-FAIL"
+
+
+@pytest.fixture
+def state() -> StationState:
+    first = StatePayload(
+        state="starting",
+        station="cell",
+        program="block",
+        settings_hash="0" * 12,
+        versions={},
+        journal_id="",
+        boot_id="boot",
+        clock_synchronised=True,
+        since=datetime.now(UTC),
+    )
+    return StationState(first, lambda _payload, _available: None)
+
+
+Make = Callable[[Path], tuple[Recorder, Journal]]
+
+
+@pytest.fixture
+def replaced() -> list[str]:
+    """The id of each journal that was begun in place of a damaged one."""
+    return []
+
+
+@pytest.fixture
+def make(state: StationState, replaced: list[str]) -> Iterator[Make]:
+    opened: list[Journal] = []
+
+    def made(folder: Path) -> tuple[Recorder, Journal]:
+        journal = Journal.open(folder / "journal.db")
+        opened.append(journal)
+        archive = Archive(folder / "archive", ArchiveSettings(), lambda _words: None)
+        recorder = Recorder(
+            journal, archive, state, StorageSettings(), lambda: replaced.append(journal.id)
+        )
+        return recorder, journal
+
+    yield made
+    for journal in opened:
+        journal.close()
+
+
+def damage(journal: Journal) -> None:
+    """Everything behind the first pages, as a failing memory card might."""
+    for _ in range(100):
+        journal.commit(a_verdict(detail="x" * 1000))
+    journal._write_back()
+    size = journal.path.stat().st_size
+    with journal.path.open("r+b") as file:
+        file.seek(3 * PAGE)
+        file.write(b"\xa5" * (size - 3 * PAGE))
+    journal._connection.execute("PRAGMA shrink_memory")  # or its cache would still be right
+
+
+def test_a_verdict_that_finds_the_journal_damaged_is_the_first_of_a_new_one(
+    tmp_path: Path, make: Make, state: StationState, replaced: list[str]
+):
+    recorder, journal = make(tmp_path)
+    before = journal.id
+    damage(journal)
+    stored = recorder.commit(a_verdict())
+    assert (stored.seq, stored.journal_id) == (1, journal.id)
+    assert journal.id != before
+    assert replaced == [journal.id]
+    assert state.payload.journal_id == journal.id
+    (note,) = state.payload.notes
+    assert str(journal.set_aside) in note
+
+
+def test_whoever_else_finds_it_damaged_is_told_and_a_new_one_is_begun_once(
+    tmp_path: Path, make: Make, replaced: list[str]
+):
+    recorder, journal = make(tmp_path)
+    damage(journal)
+    with pytest.raises(JournalDamaged):
+        recorder.unsent(0, 1000)
+    assert recorder.unsent(0, 1000) == []
+    assert replaced == [journal.id]
+    assert recorder.commit(a_verdict()).seq == 1
+
+
+def test_a_new_journal_that_cannot_be_begun_is_tried_again_with_the_next_verdict(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, replaced: list[str]
+):
+    recorder, journal = make(tmp_path)
+    damage(journal)
+    with monkeypatch.context() as patch:
+        patch.setattr("inspectd.journal._TABLES", ("INSERT INTO nowhere VALUES (1)",))
+        with pytest.raises(JournalError):
+            recorder.commit(a_verdict())
+    assert replaced == []
+    assert recorder.commit(a_verdict()).seq == 1
+    assert replaced == [journal.id]
+
+
+def test_a_journal_that_was_set_aside_at_the_start_is_told(
+    tmp_path: Path, make: Make, state: StationState
+):
+    (tmp_path / "journal.db").write_bytes(b"no database" * 1000)
+    _, journal = make(tmp_path)
+    (note,) = state.payload.notes
+    assert str(journal.set_aside) in note
+
+
+def fill(folder: Path) -> None:
+    with (folder / "others").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_full_disk_pictures_go_first_and_then_sent_verdicts(
+    small_disk: Path, make: Make, state: StationState
+):
+    recorder, journal = make(small_disk)
+    day = small_disk / "archive" / "2024-05-17"
+    day.mkdir(parents=True)
+    (day / f"{PICTURE}.png").write_bytes(b"0" * (FULL_BYTES + 1))
+    recorder._archive._folder.survey()  # else its own thread does, which also makes room for more
+    seqs = []
+
+    def commit() -> None:
+        seqs.append(recorder.commit(a_verdict(detail="x" * 1400)).seq)
+        with contextlib.suppress(JournalError):  # the outbox tries again
+            journal.mark_sent(seqs[-1:])
+
+    def commit_until(words: str) -> None:
+        fill(small_disk)
+        for _ in range(5000):
+            commit()
+            if any(words in note for note in state.payload.notes):
+                return
+        pytest.fail(f"{words} were never given up")
+
+    for _ in range(1000):
+        commit()
+    commit_until("the oldest pictures")
+    assert not (day / f"{PICTURE}.png").exists()
+    assert journal.read(1, 1)
+    commit_until("verdicts that were sent")
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert journal.read(seqs[-1], seqs[-1])
+    assert not journal.read(1, 1)

@@ -1,0 +1,421 @@
+"""Other settings, another program and requests while the station runs: a process and a broker."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from broker import Subscriber, eventually
+from jsonschema import Draft202012Validator
+from station import (
+    PROGRAM,
+    SIMULATED,
+    TOPICS,
+    Station,
+    decoded,
+    good_part,
+    request,
+    verdicts,
+    wait_for_verdicts,
+    wait_until,
+    wait_until_available,
+    write_pictures,
+)
+
+from inspectd.commands.private_broker import PrivateBroker
+from inspectd.payload import json_schemas
+from inspectd.references import ReferenceStore
+from inspectd.settings import Program
+from inspectd.teaching import Candidate, teach
+
+ALL = "[trigger, program, reload, lot, teach, limits, snapshot, resend]"
+Subscribe = Callable[[PrivateBroker], Subscriber]
+
+
+@pytest.fixture
+def make_station(tmp_path: Path) -> Iterator[Callable[..., Station]]:
+    made: list[Station] = []
+
+    def make(**settings) -> Station:
+        made.append(Station(tmp_path / "station", **settings))
+        return made[-1]
+
+    yield make
+    for station in made:
+        station.clean_up()
+
+
+def second_program(station: Station, name: str = "other", settings: str = "") -> None:
+    """Another program with the same references."""
+    (station.folder / "programs" / f"{name}.yaml").write_text(settings or "description: too\n")
+    store = ReferenceStore(station.references.parent / name)
+    now = datetime.now(UTC)
+    teach(Program(), store, [Candidate(f"{n}.png", good_part(n), now) for n in range(8)], "0" * 12)
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    """As an editor does: another file in place of the old one."""
+    text = path.read_text()
+    assert old in text
+    temporary = path.with_name(f".{path.name}.swp")
+    temporary.write_text(text.replace(old, new))
+    temporary.replace(path)
+
+
+def answer(subscriber: Subscriber, name: str, payload: dict) -> dict:
+    """Ask, and wait for the answer; `transaction` is in the payload."""
+    before = len(subscriber.received(TOPICS.response(name)))
+    request(subscriber, json.dumps(payload).encode(), name)
+    return json.loads(subscriber.wait_for(TOPICS.response(name), before + 1)[-1].payload)
+
+
+def judged(subscriber: Subscriber, part_id: str) -> dict:
+    request(subscriber, {"part_id": part_id})
+    raw = wait_until(subscriber, TOPICS.verdict, lambda p: json.loads(p)["part_id"] == part_id)
+    return json.loads(raw)
+
+
+def noted(subscriber: Subscriber, words: str) -> dict:
+    """The first state that has a note with these words."""
+    return json.loads(
+        wait_until(
+            subscriber,
+            TOPICS.state,
+            lambda p: any(words in note for note in json.loads(p)["notes"]),
+        )
+    )
+
+
+def last_state(subscriber: Subscriber) -> dict:
+    return decoded(subscriber, TOPICS.state)[-1]
+
+
+# ---- programs ------------------------------------------------------------------------------------
+
+
+def test_a_switch_among_triggers_loses_none_and_each_names_its_program(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera=SIMULATED % 1000,
+        trigger="{source: mqtt}",
+        port=broker.port,
+        extra="queue: 1000\n",
+    )
+    station.teach()
+    second_program(station)
+    service = station.start()
+    wait_until_available(subscriber)
+    assert eventually(lambda: answer(subscriber, "program", {"program": "other"})["ok"]), (
+        service.log
+    )
+    assert answer(subscriber, "program", {"program": PROGRAM})["ok"]
+
+    for number in range(60):
+        request(subscriber, {"part_id": f"{number}"})
+        if number in {20, 40}:
+            request(subscriber, {"program": "other" if number == 20 else PROGRAM}, "program")
+    found = wait_for_verdicts(subscriber, 60)
+    assert [verdict["part_id"] for verdict in found] == [str(number) for number in range(60)]
+    assert [verdict["program"] for verdict in found] == (
+        [PROGRAM] * 21 + ["other"] * 20 + [PROGRAM] * 19
+    )
+    hashes = {(verdict["program"], verdict["settings_hash"]) for verdict in found}
+    assert len(hashes) == 2
+    assert all(verdict["score"] is not None for verdict in found)
+
+
+def test_the_chosen_program_outlives_a_restart_and_the_station_file_has_the_last_word(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    second_program(station)
+    second_program(station, "third")
+    (station.folder / "programs" / "untaught.yaml").write_text("description: x\n")
+    service = station.start()
+    wait_until_available(subscriber)
+    assert eventually(lambda: answer(subscriber, "program", {"program": "other"})["ok"])
+    for name, words in {"otter": "there is no program 'otter'", "untaught": "untaught"}.items():
+        refused = answer(subscriber, "program", {"program": name, "transaction": name})
+        assert not refused["ok"]
+        assert words in refused["error"]
+        assert refused["transaction"] == name
+    assert last_state(subscriber)["program"] == "other"
+    assert service.stop() == 0, service.log
+
+    service = station.start()
+    wait_until_available(subscriber, 2)
+    assert judged(subscriber, "A")["program"] == "other"
+    rewrite(station.file, f"program: {PROGRAM}", "program: third")
+    wait_until(subscriber, TOPICS.state, lambda p: json.loads(p)["program"] == "third")
+    assert judged(subscriber, "B")["program"] == "third"
+    assert service.stop() == 0, service.log
+
+
+def test_a_chosen_program_whose_file_is_faulty_at_the_start_is_not_replaced_by_another(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    second_program(station)
+    service = station.start()
+    wait_until_available(subscriber)
+    assert eventually(lambda: answer(subscriber, "program", {"program": "other"})["ok"])
+    assert service.stop() == 0
+    other = station.folder / "programs" / "other.yaml"
+    other.write_text("resolutoin: 100\n")
+
+    service = station.start()
+    wait_until(subscriber, TOPICS.state, lambda p: json.loads(p)["state"] == "not_ready")
+    refused = judged(subscriber, "A")
+    assert (refused["verdict"], refused["program"]) == ("NOT_JUDGED", "other")
+    assert "its file is missing or faulty" in refused["detail"]
+    other.write_text("description: mended\n")
+    assert eventually(lambda: last_state(subscriber)["state"] == "judging"), service.log
+    assert judged(subscriber, "B")["score"] is not None
+    assert service.stop() == 0, service.log
+
+
+# ---- files that are saved ------------------------------------------------------------------------
+
+
+def test_a_limit_that_is_saved_changes_the_verdict_without_a_look_at_the_references(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera="{driver: replay, path: parts, loop: true}",
+        trigger="{source: mqtt}",
+        port=broker.port,
+    )
+    station.teach()
+    write_pictures(station.folder / "parts", [20])
+    service = station.start()
+    wait_until_available(subscriber)
+    before = judged(subscriber, "A")
+    for picture in station.references.glob("*.png"):
+        picture.unlink()
+    program = station.folder / "programs" / f"{PROGRAM}.yaml"
+    rewrite(program, "description: 27 pins", "limit: {threshold: 0.01}")
+    wait_until(
+        subscriber,
+        TOPICS.state,
+        lambda p: json.loads(p)["settings_hash"] != before["settings_hash"],
+    )
+    after = judged(subscriber, "B")
+    assert before["score"] == pytest.approx(after["score"] / 100, rel=1e-3)
+    assert (before["verdict"], after["verdict"]) == ("PASS", "FAIL")
+    assert after["settings_hash"] == last_state(subscriber)["settings_hash"]
+    assert last_state(subscriber)["state"] == "judging"
+    assert service.stop() == 0, service.log
+
+
+def test_a_mistake_leaves_the_last_good_settings_in_force_and_is_told_until_it_is_mended(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    before = judged(subscriber, "A")
+    program = station.folder / "programs" / f"{PROGRAM}.yaml"
+    rewrite(program, "description: 27 pins", "limit:\n  treshold: 2.0")
+    told = noted(subscriber, f"{program}:2: limit.treshold: unknown key")
+    assert told["state"] == "judging"
+    assert judged(subscriber, "B")["settings_hash"] == before["settings_hash"]
+    refused = answer(subscriber, "reload", {"transaction": "r1"})
+    assert not refused["ok"]
+    assert "limit.treshold" in refused["error"]
+    rewrite(program, "treshold", "threshold")
+    wait_until(
+        subscriber,
+        TOPICS.state,
+        lambda p: (
+            json.loads(p)["settings_hash"] != before["settings_hash"] and not json.loads(p)["notes"]
+        ),
+    )
+    assert judged(subscriber, "C")["settings_hash"] != before["settings_hash"]
+    assert answer(subscriber, "reload", {})["detail"] == "nothing has changed"
+    service.process.send_signal(signal.SIGHUP)
+    assert judged(subscriber, "D")["score"] is not None
+    assert service.stop() == 0, service.log
+
+
+def test_another_port_moves_the_station_to_another_broker(
+    make_station: Callable[..., Station],
+    broker: PrivateBroker,
+    broker_directory: Path,
+    subscribe: Subscribe,
+):
+    here = subscribe(broker)
+    elsewhere = broker_directory / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    with PrivateBroker(elsewhere) as other:
+        there = subscribe(other)
+        station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+        station.teach()
+        service = station.start()
+        wait_until_available(here)
+        judged(here, "A")
+        rewrite(station.file, f"port: {broker.port}", f"port: {other.port}")
+        wait_until_available(there)
+        assert eventually(lambda: here.received(TOPICS.availability)[-1].payload == b"offline")
+        assert judged(there, "B")["seq"] == 2
+        for topic in (TOPICS.state, TOPICS.health, TOPICS.statistics):
+            there.wait_for(topic)
+        assert [verdict["seq"] for verdict in verdicts(here)] == [1]
+        assert service.stop() == 0, service.log
+
+
+def test_camera_and_trigger_are_replaced_between_two_parts(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    write_pictures(station.folder / "parts", [20])
+    service = station.start()
+    wait_until_available(subscriber)
+    asking = threading.Thread(
+        target=lambda: [request(subscriber, {"part_id": f"{number}"}) for number in range(50)]
+    )
+    asking.start()
+    rewrite(
+        station.file,
+        f"camera: {SIMULATED % 100}",
+        "camera: {driver: replay, path: parts, loop: true}",
+    )
+    asking.join()
+    found = wait_for_verdicts(subscriber, 50)
+    assert [verdict["part_id"] for verdict in found] == [str(number) for number in range(50)]
+    wait_until(subscriber, TOPICS.state, lambda p: len(json.loads(p)["settings_hash"]) == 12)
+    assert eventually(
+        lambda: judged(subscriber, f"x{len(verdicts(subscriber))}")["frame"] == "20.png"
+    )
+    rewrite(station.file, "{source: mqtt}", "{source: interval, interval_s: 0.05}")
+    wait_until(subscriber, TOPICS.verdict, lambda p: json.loads(p)["trigger"] == "interval")
+    rewrite(station.file, "directory: state", "directory: elsewhere")
+    noted(subscriber, "storage.directory: changed in")
+    assert service.stop() == 0, service.log
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+def test_each_request_does_what_it_says_once(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    rewrite(station.file, f"port: {broker.port}", f"port: {broker.port}, requests: {ALL}")
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+
+    assert answer(subscriber, "lot", {"name": "L-1", "transaction": "l1"})["ok"]
+    first = judged(subscriber, "A")
+    assert first["lot"] == "L-1"
+
+    limits = {"threshold": 0.01, "transaction": "m1"}
+    assert answer(subscriber, "limits", limits)["ok"]
+    second = judged(subscriber, "B")
+    assert second["verdict"] == "FAIL"
+    assert second["settings_hash"] != first["settings_hash"]
+    noted(subscriber, f"threshold of {PROGRAM}: 0.01 (program file: 1)")
+    refused = answer(subscriber, "limits", {"threshold": 2.0, "region": "x", "transaction": "m2"})
+    assert "judges no region 'x'" in refused["error"]
+
+    taught = answer(subscriber, "teach", {"frames": 2, "transaction": "t1"})
+    assert "2 added, 10 now" in taught["detail"], taught
+    again = answer(subscriber, "teach", {"frames": 2, "transaction": "t1"})
+    assert again == taught
+    assert last_state(subscriber)["references"] == 10
+
+    assert answer(subscriber, "snapshot", {"transaction": "s1"})["ok"]
+    (picture,) = subscriber.wait_for(TOPICS.snapshot)
+    assert picture.payload.startswith(b"\x89PNG")
+
+    assert "2 verdicts" in answer(subscriber, "resend", {"first": 1, "last": 9})["detail"]
+    found = wait_for_verdicts(subscriber, 4)
+    assert [(one["seq"], one["historical"]) for one in found] == [
+        (1, False),
+        (2, False),
+        (1, True),
+        (2, True),
+    ]
+    assert not answer(subscriber, "resend", {"first": 7, "last": 9})["ok"]
+    assert service.stop() == 0, service.log
+
+    service = station.start()
+    wait_until_available(subscriber, 2)
+    assert answer(subscriber, "teach", {"frames": 2, "transaction": "t1"}) == taught
+    assert judged(subscriber, "C")["settings_hash"] == second["settings_hash"]
+    assert last_state(subscriber)["references"] == 10
+    assert service.stop() == 0, service.log
+
+
+def test_a_request_that_is_wrong_or_not_allowed_is_answered_and_echoes_its_transaction(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    for name, payload, words in (
+        ("teach", {"transaction": "1"}, "mqtt.requests in the station file lacks it"),
+        ("program", {"transaction": "2"}, "program"),
+        ("program", {"transaction": "3", "program": 5}, "program"),
+        ("lot", {"transaction": "4", "name": "x", "more": 1}, "more"),
+        ("nonsense", {"transaction": "5"}, "there is no request 'nonsense'"),
+    ):
+        refused = answer(subscriber, name, payload)
+        assert not refused["ok"]
+        assert words in refused["error"]
+        assert refused["transaction"] == payload["transaction"]
+    assert service.stop() == 0, service.log
+
+
+# ---- what is reported ----------------------------------------------------------------------------
+
+
+def test_a_subscriber_sees_statistics_heartbeat_and_home_assistant_and_the_disk_the_pictures(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(
+        camera=SIMULATED % 100,
+        trigger="{source: mqtt}",
+        port=broker.port,
+        extra="alarm_after: 2\narchive: {keep: [PASS, FAIL]}\n",
+    )
+    rewrite(station.file, f"port: {broker.port}", f"port: {broker.port}, homeassistant: {{}}")
+    rewrite(
+        station.folder / "programs" / f"{PROGRAM}.yaml",
+        "description: 27 pins",
+        "limit: {threshold: 0.01}",
+    )
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    assert judged(subscriber, "A")["verdict"] == judged(subscriber, "B")["verdict"] == "FAIL"
+    wait_until(subscriber, TOPICS.state, lambda p: json.loads(p)["alarm"] is not None)
+    beats = subscriber.wait_for(TOPICS.heartbeat, 2)
+    counts = [json.loads(beat.payload)["count"] for beat in beats]
+    assert counts == list(range(1, len(counts) + 1))
+    assert service.stop() == 0, service.log
+    statistics = decoded(subscriber, TOPICS.statistics)[-1]
+    assert statistics["since_start"]["by_verdict"]["FAIL"] == 2
+    Draft202012Validator(json_schemas()["statistics"]).validate(statistics)
+    Draft202012Validator(json_schemas()["state"]).validate(last_state(subscriber))
+    assert subscriber.received("homeassistant/device/inspectd_cell/config")
+    archive = station.folder / "state" / "cell" / "archive"
+    assert len(list(archive.rglob("*.json"))) == 2

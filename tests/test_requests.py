@@ -1,0 +1,173 @@
+"""What becomes of a request: checked, done once, answered; with nothing around it."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+from broker import eventually
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from inspectd.errors import ControlError
+from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.outbox import ReplyTo
+from inspectd.payload import Response
+from inspectd.requests import TYPES, WAITING, Requests
+
+
+class Answers:
+    """Remembers as the journal does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], bytes] = {}
+
+    def find_answer(self, request: str, transaction: str) -> bytes | None:
+        return self.kept.get((request, transaction))
+
+    def keep_answer(self, request: str, transaction: str, response: bytes) -> None:
+        self.kept[request, transaction] = response
+
+
+class Bench:
+    """Requests with everything around them recorded, in the order in which it happened."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.happened: list[str] = []
+        self.responses: list[tuple[ReplyTo, Response]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.requests = Requests(
+            lambda: TYPES,
+            lambda request, _message, _at: self.happened.append(f"trigger {request.part_id}"),
+            {name: self.act(name) for name in TYPES if name != "trigger"},
+            answers,
+            lambda where, response: self.responses.append((where, response)),
+        )
+        self.requests.start()
+
+    def act(self, name: str) -> Callable[[object], str]:
+        def do(_request: object) -> str:
+            assert self.go_on.wait(30)
+            self.happened.append(name)
+            if name == "snapshot":
+                raise ControlError("no picture")
+            if name == "resend":
+                raise ZeroDivisionError("a mistake in the program")
+            return f"did {name}"
+
+        return do
+
+    def ask(self, name: str, payload: bytes = b"") -> None:
+        message = RequestMessage(payload, None, None, retain=False)
+        self.requests.receive(name, message)
+
+    def answered(self, count: int) -> Response:
+        assert eventually(lambda: len(self.responses) >= count)
+        return self.responses[count - 1][1]
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def bench(answers: Answers) -> Iterator[Bench]:
+    bench = Bench(answers)
+    yield bench
+    bench.go_on.set()
+    bench.requests.stop()
+
+
+def test_what_was_done_is_done_once_by_its_transaction(bench: Bench, answers: Answers):
+    bench.ask("reload", b'{"transaction": "t"}')
+    first = bench.answered(1)
+    assert (first.ok, first.transaction, first.detail) == (True, "t", "did reload")
+    again = Bench(answers)  # after a restart
+    again.ask("reload", b'{"transaction": "t"}')
+    assert again.answered(1) == first
+    assert again.happened == []
+    again.ask("lot", b'{"name": null, "transaction": "t"}')  # of another request: another one
+    assert again.answered(2).detail == "did lot"
+    again.requests.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "words"),
+    [
+        ("snapshot", b'{"transaction": "t"}', "no picture"),
+        ("resend", b'{"first": 1, "last": 2, "transaction": "t"}', "unexpected error"),
+    ],
+)
+def test_what_failed_is_answered_and_tried_again(
+    bench: Bench, name: str, payload: bytes, words: str
+):
+    for count in (1, 2):
+        bench.ask(name, payload)
+        answer = bench.answered(count)
+        assert not answer.ok
+        assert words in (answer.error or "")
+        assert answer.transaction == "t"
+    assert bench.happened == [name, name]
+
+
+def test_a_trigger_after_a_switch_comes_after_it_and_never_waits_for_long_requests(bench: Bench):
+    bench.go_on.clear()
+    bench.ask("teach")
+    bench.ask("trigger", b'{"part_id": "1"}')
+    assert bench.happened == ["trigger 1"]
+    bench.ask("program", b'{"program": "other"}')
+    bench.ask("trigger", b'{"part_id": "2"}')
+    assert bench.happened == ["trigger 1"]
+    bench.go_on.set()
+    assert eventually(lambda: len(bench.happened) == 4)
+    assert bench.happened.index("program") < bench.happened.index("trigger 2")
+
+
+def test_more_than_can_wait_is_refused_and_every_request_is_answered(bench: Bench):
+    bench.go_on.clear()
+    count = WAITING + 5
+    for _ in range(count):
+        bench.ask("reload")
+    bench.go_on.set()
+    bench.answered(count)
+    refused = [answer for _, answer in bench.responses if not answer.ok]
+    assert refused
+    assert all("waiting already" in (answer.error or "") for answer in refused)
+
+
+def test_when_the_service_stops_what_waits_is_refused(bench: Bench):
+    bench.go_on.clear()
+    for _ in range(3):
+        bench.ask("reload")
+    stopping = threading.Thread(target=bench.requests.stop)
+    stopping.start()
+    assert eventually(bench.requests._stopping.is_set)
+    bench.ask("reload")
+    bench.go_on.set()
+    stopping.join()
+    bench.answered(4)
+    assert sum("stopping" in (answer.error or "") for _, answer in bench.responses) >= 3
+
+
+@seed(5)
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from([*TYPES, "nonsense", ""]),
+    payload=st.one_of(
+        st.binary(max_size=60),
+        st.recursive(
+            st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+            lambda inner: st.dictionaries(
+                st.sampled_from(["transaction", "program", "name", "threshold", "first", "x"]),
+                inner,
+            ),
+        ).map(msgspec.json.encode),
+    ),
+)
+def test_whatever_is_sent_is_a_trigger_or_gets_one_answer(name: str, payload: bytes):
+    bench = Bench(Answers())
+    bench.ask(name, payload)
+    bench.requests.stop()
+    assert len(bench.responses) + sum(one.startswith("trigger") for one in bench.happened) == 1
