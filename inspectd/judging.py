@@ -492,7 +492,7 @@ class Judge:
             return None, _kept_by_the_broker()
         try:
             self._camera.tend()  # now: the trigger ages while a camera is opened
-            waited_s = (time.monotonic_ns() - trigger.due_ns) / 1e9
+            waited_s = (time.monotonic_ns() - trigger.stale_from_ns) / 1e9
             if self._camera.is_open and waited_s > self._station.capture_timeout_s:
                 return None, _stale(waited_s)
             frame = self._camera.capture(trigger.due_ns, whole=self._wants_whole())

@@ -180,6 +180,8 @@ class Trigger:
         program: the one in force when it was asked, which judges it; None for the one in force
             when its turn comes.
         queued: it waited at the broker, nobody knows for how long: the part is gone.
+        sent_after_ns: `time.monotonic_ns` before which it was not sent, where it may have waited
+            for a moment on its way; None: it came at once.
         acknowledge: called when it is answered; from then on the requester need not ask again.
     """
 
@@ -193,12 +195,18 @@ class Trigger:
     correlation_data: bytes | None = None
     program: str | None = None
     queued: bool = False
+    sent_after_ns: int | None = None
     acknowledge: Callable[[], None] = field(default=_nothing, compare=False, repr=False)
 
     @property
     def due_ns(self) -> int:
         """`time.monotonic_ns` from which on a picture shows the part."""
         return self.requested_ns + self.delay_ns
+
+    @property
+    def stale_from_ns(self) -> int:
+        """`time.monotonic_ns` from which on its age counts: as old as it may be."""
+        return self.due_ns if self.sent_after_ns is None else min(self.due_ns, self.sent_after_ns)
 
 
 @dataclass(frozen=True, slots=True)

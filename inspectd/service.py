@@ -440,6 +440,7 @@ class Service:
                 correlation_data=message.correlation_data,
                 requested_ns=asked_ns,
                 queued=message.queued,
+                sent_after_ns=message.sent_after_ns,
                 acknowledge=message.acknowledge,
             )
         )

@@ -25,6 +25,7 @@ def trigger_now(
     requested_ns: int | None = None,
     delay_ms: float = 0.0,
     queued: bool = False,
+    sent_after_ns: int | None = None,
     acknowledge: Callable[[], None] = lambda: None,
 ) -> Trigger:
     """A trigger of this instant, or of the one that ``requested_ns`` names (`time.monotonic_ns`).
@@ -44,6 +45,7 @@ def trigger_now(
         response_topic=response_topic,
         correlation_data=correlation_data,
         queued=queued,
+        sent_after_ns=sent_after_ns,
         acknowledge=acknowledge,
     )
 

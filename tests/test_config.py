@@ -2,6 +2,7 @@
 
 import enum
 import json
+import os
 import re
 import subprocess
 import sys
@@ -516,6 +517,13 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "larger than 256 KiB" in large.message
     assert (latin.line, "0xFC" in latin.message) == (2, True)
     assert "UTF-8" in latin.hint
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = write(tmp_path, block="{}")
+    os.mkfifo(tmp_path / "programs" / "pipe.yaml")
+    (problem,) = problems_of_file(path)
+    assert problem.message == "cannot be read: Is a pipe"
 
 
 def test_a_folder_of_programs_that_is_a_file(tmp_path):

@@ -26,8 +26,11 @@ from station import (
 )
 
 from inspectd.commands.private_broker import PrivateBroker
+from inspectd.config import load
+from inspectd.errors import ControlError
 from inspectd.payload import json_schemas
 from inspectd.references import ReferenceStore
+from inspectd.reload import PROBLEMS_TOLD, Reloader
 from inspectd.settings import Program
 from inspectd.teaching import Candidate, teach
 
@@ -91,6 +94,20 @@ def noted(subscriber: Subscriber, words: str) -> dict:
 
 def last_state(subscriber: Subscriber) -> dict:
     return decoded(subscriber, TOPICS.state)[-1]
+
+
+def test_of_many_mistakes_some_are_told_and_the_rest_counted(tmp_path: Path):
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "block.yaml").write_text("description: x\n")
+    file = tmp_path / "cell.yaml"
+    file.write_text(f"station: cell\nprogram: {PROGRAM}\ncamera: {SIMULATED % 1}\n")
+    told: dict[str, str] = {}
+    reloader = Reloader(load(file), (), lambda: PROGRAM, lambda _settings: None, told.__setitem__)
+    file.write_text(file.read_text() + "".join(f"x{number}: 1\n" for number in range(500)))
+    with pytest.raises(ControlError):
+        reloader.reload()
+    assert told["settings files"].count("unknown key") == PROBLEMS_TOLD
+    assert told["settings files"].endswith("and 490 more: see `inspectd check`")
 
 
 # ---- programs ------------------------------------------------------------------------------------
@@ -419,3 +436,21 @@ def test_a_subscriber_sees_statistics_heartbeat_and_home_assistant_and_the_disk_
     assert subscriber.received("homeassistant/device/inspectd_cell/config")
     archive = station.folder / "state" / "cell" / "archive"
     assert len(list(archive.rglob("*.json"))) == 2
+
+
+def test_a_reload_that_is_asked_for_while_the_station_stops_does_not_end_it_otherwise(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    service.process.send_signal(signal.SIGTERM)
+
+    def has_ended() -> bool:
+        service.process.send_signal(signal.SIGHUP)
+        return service.process.poll() is not None
+
+    assert eventually(has_ended)
+    assert service.process.returncode == 0, service.log

@@ -137,6 +137,11 @@ def test_more_than_can_wait_is_refused_and_every_request_is_answered(bench: Benc
     assert all("waiting already" in (answer.error or "") for answer in refused)
 
 
+def test_a_request_nested_without_end_is_answered(bench: Bench):
+    bench.ask("trigger", b'{"x":' + b"[" * 200_000)
+    assert not bench.answered(1).ok
+
+
 def test_when_the_service_stops_what_waits_is_refused(bench: Bench):
     bench.go_on.clear()
     for _ in range(3):

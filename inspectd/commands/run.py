@@ -20,6 +20,9 @@ def run(path: Path) -> int:
         SettingsError: the station file or its program is wrong; every mistake is in it.
         InspectdError: what kept the service from starting, or from going on.
     """
+    # Else it would end the process, which a service manager takes for a wish. Nothing is missed:
+    # the files are read again as soon as they are watched.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings, problems = config.load_to_run(path)
     for problem in problems:
         _logger.warning("left out, a program that is not judged by: %s", problem)
@@ -34,5 +37,8 @@ def run(path: Path) -> int:
     signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    service.run()
+    try:
+        service.run()
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from typing import Protocol
 from inspectd.errors import BrokerUnavailable, MessageTooLarge
 from inspectd.mqtt.access import read_access
 from inspectd.mqtt.connection import Connection, RequestMessage, Terms, Will
+from inspectd.mqtt.held import HeldBack
 from inspectd.mqtt.standing import StandingConnection
 from inspectd.mqtt.topics import OFFLINE, ONLINE, Topics
 from inspectd.settings import MqttSettings
@@ -103,6 +105,8 @@ class MqttClient(StandingConnection):
         self._terms = Terms()
         self._keeps_session = True
         self._marker: _Marker | None = None
+        self._held = HeldBack()
+        self._held_mid: int | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -248,6 +252,7 @@ class MqttClient(StandingConnection):
             return
         self._stands()
         self._marker = _Marker(uuid.uuid4().hex.encode()) if connection.session_present else None
+        self._held, self._held_mid = HeldBack(), None
         self._refused_size.clear()
         for topic in (self._topics.request("+"), *self._subscriptions):
             connection.subscribe(topic)
@@ -275,6 +280,8 @@ class MqttClient(StandingConnection):
         if self._marker is not None and self._marker.mid == mid and refusal is not None:
             assert self._connection is not None
             self._give_up_session(self._connection, refusal)
+        if self._held_mid == mid and refusal is not None and self._connection is not None:
+            self._give_up_session(self._connection, refusal)
         if self._listener is not None:
             self._listener.acknowledged(mid, refusal)
 
@@ -292,10 +299,37 @@ class MqttClient(StandingConnection):
             # An earlier connection's, if it is not this one's.
             if self._marker is not None and message.payload == self._marker.payload:
                 self._marker = None
+            elif self._held.take(message.payload, time.monotonic_ns()):
+                self._watch_the_broker()
             message.acknowledge()
             return
+        self._watch_the_broker()
         queued = message.queued or self._marker is not None
-        self._on_request(name, replace(self._answerable(name, message), queued=queued))
+        self._on_request(
+            name,
+            replace(
+                self._answerable(name, message), queued=queued, sent_after_ns=self._held.since_ns
+            ),
+        )
+
+    def _watch_the_broker(self) -> None:
+        """Find out how far behind the messages are that it delivers."""
+        connection, now_ns = self._connection, time.monotonic_ns()
+        if connection is None:
+            return
+        if self._held.waits_for_marker(now_ns, MARKER_WITHIN_S):
+            reason = f"it did not come back in {MARKER_WITHIN_S:.0f} s"
+            self._held.forget_marker()
+            self._give_up_session(connection, reason)
+        elif self._held.note_message(now_ns, connection.owed):
+            try:
+                self._held_mid = connection.publish(
+                    self._topics.request(_MARKER),
+                    self._held.new_marker(now_ns),
+                    expiry_s=MARKER_EXPIRY_S,
+                ).mid
+            except BrokerUnavailable:
+                self._held.forget_marker()  # the next message tries again
 
     def _answerable(self, name: str, message: RequestMessage) -> RequestMessage:
         asked = message.response_topic

@@ -68,6 +68,8 @@ class RequestMessage:
         retain: it was kept by the broker, no one knows for how long.
         queued: it waited at the broker while there was no connection, or may have: what it asks
             about is over.
+        sent_after_ns: `time.monotonic_ns` before which it was not sent, where the broker may have
+            held it back; None: it was sent just now.
         acknowledge: to be called, from any thread, when the message has been dealt with for good;
             until then the broker holds it, and delivers it again after the connection broke.
             Acknowledgements go out in the order of the messages, and a broker delivers only so
@@ -79,6 +81,7 @@ class RequestMessage:
     correlation_data: bytes | None
     retain: bool
     queued: bool = False
+    sent_after_ns: int | None = None
     acknowledge: Callable[[], None] = lambda: None
 
 
@@ -588,6 +591,12 @@ class Connection:
         with self._counting:
             self._owed.append(owed)
         return lambda: self._acknowledge(owed)
+
+    @property
+    def owed(self) -> int:
+        """Acknowledgements that the broker waits for."""
+        with self._counting:
+            return len(self._owed)
 
     def _acknowledge(self, owed: _Owed) -> None:
         owed.due = True
