@@ -8,7 +8,10 @@ from inspectd.commands.private_broker import HOST
 
 
 class Impostor:
-    """Takes TCP connections and answers each with the same bytes, or never."""
+    """Takes TCP connections and answers each with the same bytes, or never.
+
+    A list is of answers that each wait for something to answer.
+    """
 
     def __init__(self, answer, wrap=lambda connection: connection, *, hang_up=True):
         self._answer = answer
@@ -31,8 +34,10 @@ class Impostor:
                 wrapped = self._wrap(connection)
                 self._held.append(wrapped)
                 if self._answer is not None:
-                    wrapped.recv(4096)
-                    wrapped.sendall(self._answer)
+                    several = self._answer if isinstance(self._answer, list) else [self._answer]
+                    for answer in several:
+                        wrapped.recv(4096)
+                        wrapped.sendall(answer)
                     if self._hang_up:
                         wrapped.close()
 
