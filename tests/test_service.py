@@ -505,7 +505,10 @@ def test_verdicts_follow_when_the_broker_was_away(
     for received, listener in ((first, subscriber), (last, again)):
         live = [f"{v['verdict']} {v['seq']}" for v in received if not v["historical"]]
         results = [payload.decode() for payload in payloads(listener.received(TOPICS.result))]
-        assert results == live  # what comes late is no news for the line
+        # What comes late is no news for the line. The killed broker may have taken a verdict and
+        # not its result any more.
+        killed_between = listener is subscriber and results == live[:-1]
+        assert results == live or killed_between
     assert all(sent for _, _, sent in station.rows())
 
 
