@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from broker import Subscriber
 from sensor import Scene
+from station import MADE
 
 from inspectd.commands.private_broker import PrivateBroker, find_mosquitto
 
@@ -51,3 +52,10 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     scene = Scene(tmp_path)
     scene.show(scene.pattern)
     return scene
+
+
+@pytest.fixture(autouse=True)
+def no_service_is_left() -> Iterator[None]:
+    yield
+    while MADE:
+        MADE.pop().clean_up()

@@ -47,6 +47,10 @@ def cut_short(picture: Path) -> None:
     picture.write_bytes(picture.read_bytes()[:500])
 
 
+MADE: list["Station"] = []
+"""Cleaned up after each test, a failed one too: no service is left running."""
+
+
 class Station:
     """The files of one station in a folder of its own."""
 
@@ -72,6 +76,7 @@ class Station:
         self.references = folder / "state" / name / "references" / PROGRAM
         self.journal = folder / "state" / name / "journal.db"
         self.started: list[Service] = []
+        MADE.append(self)
 
     def teach(self, numbers: Sequence[int] = range(8)) -> None:
         """Good parts as references, without the command line."""
