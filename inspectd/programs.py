@@ -49,6 +49,7 @@ class Programs:
         self._lessons: dict[str, Lesson] = {}
         self._present = self._chosen.program_of(filed)
         self._pending = set(self._settings.programs)
+        self._failed: set[str] = set()
         self._stopping = False
         self._changed = threading.Condition(threading.RLock())
         # Held while learning: what was learned later is what stays. Taken before the other.
@@ -129,6 +130,9 @@ class Programs:
     def _install(self, lesson: Lesson) -> None:
         """The lock is held."""
         name = lesson.program
+        if name in self._failed:
+            self._failed.discard(name)
+            self._tell(f"program {name}", "")
         program = lesson.inspector.program
         current = replace(lesson, settings_hash=hash_of(self._settings.station, name, program))
         self._lessons = {**self._lessons, name: current}
@@ -141,11 +145,13 @@ class Programs:
         while (name := self._next()) is not None:
             try:
                 self.learn_again(name)
-            except Exception:
+            except Exception as error:
                 # The line goes on with what it has; asked for, the program is refused.
                 _logger.exception("program %s could not be learned", name)
                 with self._changed:
                     self._pending.discard(name)
+                    self._failed.add(name)
+                self._tell(f"program {name}", _not_learned_in_words(name, error))
 
     def _next(self) -> str | None:
         with self._changed:
@@ -181,6 +187,8 @@ class Programs:
         """
         with self._changed:
             self.require(name)
+            if name in self._failed:
+                raise ControlError(f"program {name} could not be learned; see `state` and the log")
             if name not in self._lessons or name in self._pending:
                 raise TransientError(f"program {name} is still being learned: ask again soon")
             if hindrance := self._lessons[name].hindrance:
@@ -241,3 +249,11 @@ class Programs:
         present = lessons[self._present]
         if present is not before and present != before:
             self._judged_by(present)
+
+
+def _not_learned_in_words(name: str, error: Exception) -> str:
+    return (
+        f"program {name} could not be learned ({type(error).__name__}: {error}); it is judged by "
+        "what was learned before, if anything. Save its file again or restart the service; the log "
+        "tells more"
+    )

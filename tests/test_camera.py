@@ -86,6 +86,8 @@ def test_closing_twice_or_before_opening_does_nothing(make):
     camera.open()
     camera.close()
     camera.close()
+    with make(FAST) as again:
+        assert again.capture(0, 10.0).pixels.size
 
 
 def test_a_closed_camera_is_lost(make):

@@ -8,7 +8,7 @@ from broker import eventually
 from small_parts import part, program
 
 from inspectd import programs as module
-from inspectd.errors import TransientError
+from inspectd.errors import ControlError, TransientError
 from inspectd.programs import Programs
 from inspectd.references import ReferenceStore
 from inspectd.settings import (
@@ -97,3 +97,30 @@ def test_a_program_that_was_away_is_learned_anew_when_it_comes_again(tmp_path: P
         assert programs.lesson().inspector.reference_count == 8
     finally:
         programs.stop()
+
+
+def test_a_program_that_cannot_be_learned_is_told_and_refused_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = settings(tmp_path, connector=program(), other=program())
+    for name in made.programs:
+        add_references(reference_store(made, name), 0, 6)
+    told: dict[str, str] = {}
+    programs = Programs(made, lambda _lesson: None, told.__setitem__)
+
+    def fail(_settings: Settings, _name: str) -> Lesson:
+        raise ZeroDivisionError("a mistake")
+
+    programs.learn_first()
+    monkeypatch.setattr(module, "learn_program", fail)
+    programs.start()
+    assert eventually(lambda: "ZeroDivisionError: a mistake" in told.get("program other", ""))
+    with pytest.raises(ControlError, match="could not be learned"):
+        programs.switch("other")
+    assert programs.present == "connector"
+    monkeypatch.setattr(module, "learn_program", learn_program)
+    programs.learn_again("other")
+    assert told["program other"] == ""
+    programs.switch("other")
+    assert programs.present == "other"
+    programs.stop()
