@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inspectd import __version__
-from inspectd.errors import JournalError
+from inspectd.errors import BrokerState, JournalError
 from inspectd.journal import Journal
 from inspectd.mqtt.client import Listener, MqttClient
 from inspectd.mqtt.connection import RequestMessage
@@ -123,6 +123,16 @@ class Broker:
         """Why there is no connection, for a person; empty while there is one."""
         return self._client.trouble
 
+    @property
+    def lives(self) -> bool:
+        """Whether somebody sees to the connection."""
+        return self._client.lives
+
+    @property
+    def state(self) -> BrokerState:
+        """The same in a word."""
+        return self._client.state
+
     def start(self, listener: Listener) -> None:
         """Connect in the background; returns at once. Once only."""
         self._listener = listener
@@ -192,8 +202,10 @@ class Broker:
             self._client.publish_retained(topic, payload)
 
     def set_available(self, available: bool) -> None:
-        """Publish `availability`, now and on every later connection."""
+        """Publish a change of `availability`, now and on every later connection."""
         with self._retaining:
+            if available == self._available:
+                return
             self._available = available
             self._client.set_available(available)
             if self._node is not None:

@@ -10,6 +10,7 @@ did not PASS (`inspectd inspect`), or the service cannot judge (`inspectd status
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ import typer
 
 from inspectd import __version__
 from inspectd.errors import InspectdError, SettingsError
+from inspectd.systemd import JournalHandler, is_journal
 
 INTERRUPTED = 130
 DEFAULT_SETTINGS = Path("/etc/inspectd/default.yaml")
@@ -82,17 +84,23 @@ def common(
     ] = False,
 ) -> None:
     """What holds for every command."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("numba").setLevel(logging.WARNING)
+    level = logging.DEBUG if verbose else logging.INFO
+    if is_journal(2, os.environ):
+        logging.basicConfig(level=level, handlers=[JournalHandler()])
+    else:
+        logging.basicConfig(
+            level=level, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+        )
+    for library in ("numba", "watchfiles"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 @app.command()
 def run(config: Settings = DEFAULT_SETTINGS) -> int:
     """Run the service: judge parts until SIGTERM or Ctrl-C."""
+    from inspectd.footprint import share_one_heap
+
+    share_one_heap()  # before the import that brings all the libraries, and their threads
     from inspectd.commands.run import run as command
 
     return command(config)
@@ -111,11 +119,18 @@ def schema(
     name: Annotated[
         str | None, typer.Argument(help="One of them, such as station or verdict; all if absent")
     ] = None,
+    *,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="Print all settings as a page for people instead."),
+    ] = False,
 ) -> int:
     """Print the JSON Schemas of settings and MQTT payloads."""
-    from inspectd.commands.schema import schema as command
+    from inspectd.commands import schema as commands
 
-    return command(name)
+    if markdown and name is not None:
+        raise typer.BadParameter("--markdown prints all settings; leave the name out")
+    return commands.reference() if markdown else commands.schema(name)
 
 
 @app.command()
@@ -240,6 +255,64 @@ def tune(
     from inspectd.commands.tune import tune as command
 
     return command(config, program, good, bad, output)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="To be written, a .tar.gz")],
+    *,
+    journal: Annotated[
+        bool, typer.Option("--journal", help="With the journal, to continue it elsewhere.")
+    ] = False,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="With the archive of pictures judged.")
+    ] = False,
+    secrets: Annotated[
+        bool, typer.Option("--secrets", help="With passwords and keys; for your eyes only.")
+    ] = False,
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Write the station into one file: settings, programs, references; while it runs, too."""
+    from inspectd.commands.backup import backup as command
+
+    return command(config, file, journal=journal, archive=archive, secrets=secrets)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="From `inspectd backup`")],
+    *,
+    config_dir: Annotated[
+        Path, typer.Option(help="Folder for the settings.")
+    ] = DEFAULT_SETTINGS.parent,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move aside what is in the way; nothing is deleted.")
+    ] = False,
+) -> int:
+    """Put the station of a backup in place, such as on a spare Raspberry Pi."""
+    from inspectd.commands.backup import restore as command
+
+    return command(file, config_dir, force=force)
+
+
+@app.command()
+def bundle(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="To be written; named after station and time if absent"
+        ),
+    ] = None,
+    *,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="With the reference pictures.")
+    ] = False,
+    config: Settings = DEFAULT_SETTINGS,
+) -> int:
+    """Collect what whoever helps you needs to know of this station, without secrets."""
+    from inspectd.commands.bundle import bundle as command
+
+    return command(config, file, pictures=pictures)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 class InspectdError(Exception):
@@ -63,6 +64,10 @@ class CameraLost(CameraError, TransientError):
     """The camera went away or answers with errors; it can be opened again."""
 
 
+class CameraHung(CameraLost):
+    """Its driver does not come back from a call; a new process may have to begin with it anew."""
+
+
 class CameraUnusable(CameraError, PermanentError):
     """The camera cannot be used as it is set: no such folder, no such driver, no such mode."""
 
@@ -83,12 +88,54 @@ class JournalUnusable(PermanentError):
     """The journal cannot be opened at all."""
 
 
+class BrokerState(StrEnum):
+    """How station and MQTT broker stand to each other, in a word.
+
+    Attributes:
+        CONNECTING: no attempt has come to an end yet.
+        CONNECTED: the broker takes everything.
+        MESSAGE_TOO_LARGE: connected, but some messages are larger than the broker takes.
+        MESSAGES_REFUSED: connected, but the broker refuses some messages: rights or quota.
+        LOST: the connection has just ended; the next attempt tells more.
+        UNREACHABLE: nobody answers there, or the name cannot be looked up.
+        SILENT: something takes the connection and says nothing.
+        WRONG_PROTOCOL: what answers speaks no MQTT, or one side speaks TLS and the other not.
+        REFUSED: the broker does not let the station in, for another reason than the next two.
+        REFUSED_CREDENTIALS: user name or password.
+        REFUSED_CERTIFICATE: that of the broker, by the station, or the station's, by the broker.
+        UNUSABLE_FILE: a password or certificate file of the station is missing or damaged.
+        FAULT: an error that nobody has thought of; the log tells it.
+    """
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    MESSAGES_REFUSED = "messages_refused"
+    LOST = "lost"
+    UNREACHABLE = "unreachable"
+    SILENT = "silent"
+    WRONG_PROTOCOL = "wrong_protocol"
+    REFUSED = "refused"
+    REFUSED_CREDENTIALS = "refused_credentials"
+    REFUSED_CERTIFICATE = "refused_certificate"
+    UNUSABLE_FILE = "unusable_file"
+    FAULT = "fault"
+
+
 class BrokerUnavailable(TransientError):
     """The MQTT broker cannot be reached at present."""
+
+    def __init__(self, message: str, state: BrokerState = BrokerState.UNREACHABLE) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class BrokerRefused(PermanentError):
     """Broker and station do not accept each other: password, certificate, protocol or rights."""
+
+    def __init__(self, message: str, state: BrokerState = BrokerState.REFUSED) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class MessageTooLarge(PermanentError):

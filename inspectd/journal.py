@@ -105,6 +105,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """How a request was answered, and when (UTC)."""
+
+    at: datetime
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Examined:
     """What a journal looks like from outside.
 
@@ -125,6 +133,34 @@ class Pruned:
 
     rows: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A copy of a journal, as it was at one moment."""
+
+    id: str
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a journal holds.
+
+    Attributes:
+        counts: of the rows kept, by verdict.
+        oldest: when the first row kept was committed (UTC, RFC 3339); None without rows.
+        newest: the same of the last.
+        last: the newest rows, in order.
+    """
+
+    id: str
+    last_seq: int
+    unsent: int
+    counts: dict[str, int]
+    oldest: str | None
+    newest: str | None
+    last: tuple[Row, ...]
 
 
 class _Damage(sqlite3.DatabaseError):
@@ -286,18 +322,18 @@ class Journal:
                 f"verdict {seq} of the journal could not be read: {error} ({self.path})"
             ) from error
 
-    def find_answer(self, request: str, transaction: str) -> bytes | None:
+    def find_answer(self, request: str, transaction: str) -> Answer | None:
         """The response that this request with this transaction was answered with, if it was.
 
         Raises:
             JournalError: the journal could not be read.
         """
         rows = self._query(
-            "SELECT response FROM answered WHERE request = ? AND requester_transaction = ?",
+            "SELECT at, response FROM answered WHERE request = ? AND requester_transaction = ?",
             request,
             transaction,
         )
-        return bytes(rows[0][0]) if rows else None
+        return Answer(datetime.fromisoformat(rows[0][0]), bytes(rows[0][1])) if rows else None
 
     def keep_answer(self, request: str, transaction: str, response: bytes) -> None:
         """Remember how a request was answered, as durably as a verdict; the last 1000 are kept.
@@ -346,8 +382,11 @@ class Journal:
             )
         ]
 
-    def mark_sent(self, seqs: Sequence[int]) -> None:
+    def mark_sent(self, seqs: Sequence[int], journal_id: str | None = None) -> None:
         """Remember that the broker has acknowledged these rows.
+
+        ``journal_id``, where given, is that of the rows: those of one that was replaced meanwhile
+        have nothing to do with rows of the same numbers here.
 
         Raises:
             JournalError: none of them was marked.
@@ -355,6 +394,8 @@ class Journal:
         # A mark that is lost with the power only makes its row go out once more, so it need not
         # wait for the disk, and the judging thread need not wait for it.
         with self._transaction("sent verdicts could not be marked", durable=False):
+            if journal_id not in {None, self.id}:
+                return
             self._connection.executemany(
                 "UPDATE inspection SET sent = 1 WHERE seq = ?", [(seq,) for seq in seqs]
             )
@@ -625,6 +666,90 @@ def examine(path: Path, timeout_s: float) -> Examined:
         raise JournalUnusable(_words_on_opening(path, error)) from error
 
 
+def copy(path: Path, target: Path) -> Copied:
+    """Copy a journal that another process may have open and write to.
+
+    Who writes need not wait; the copy is one file, without a WAL.
+
+    Args:
+        path: of the journal, which is there.
+        target: of the copy, which is not.
+
+    Raises:
+        JournalUnusable: it cannot be copied, is damaged, or is no journal.
+    """
+    try:
+        with (
+            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(target, isolation_level=None)) as database,
+        ):
+            if not source.execute("PRAGMA user_version").fetchone()[0]:
+                raise JournalUnusable(f"{path} is no journal of inspectd, or one only just begun")
+            source.backup(database)  # in one go: in steps, each commit would begin it anew
+            database.execute("PRAGMA journal_mode = DELETE")
+            _search_for_damage(database, float("inf"))
+            return Copied(_read_id(database), _last_seq(database))
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            raise JournalUnusable(_words_on_opening(path, error)) from error
+        raise JournalUnusable(
+            f"the journal {path} cannot be copied to {target}: {error}; both folders must be "
+            "writable for this user, and the disk must have room"
+        ) from error
+
+
+def summarise(path: Path, rows: int) -> Summary:
+    """Look into a journal that another process may have open, without writing to it.
+
+    Args:
+        path: of the journal, which is there.
+        rows: how many of the newest are wanted.
+
+    Raises:
+        JournalUnusable: it cannot be read, is damaged, or is no journal.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            counts = database.execute("SELECT verdict, count(*) FROM inspection GROUP BY verdict")
+            span = "SELECT min(committed_at), max(committed_at), sum(sent = 0) FROM inspection"
+            last = database.execute(
+                "SELECT seq, id, payload FROM inspection ORDER BY seq DESC LIMIT ?", (rows,)
+            )
+            oldest, newest, unsent = database.execute(span).fetchone()
+            return Summary(
+                id=_read_id(database),
+                last_seq=_last_seq(database),
+                unsent=unsent or 0,
+                counts=dict(counts.fetchall()),
+                oldest=oldest,
+                newest=newest,
+                last=tuple(Row(*row) for row in reversed(last.fetchall())),
+            )
+    except sqlite3.Error as error:
+        raise JournalUnusable(_words_on_opening(path, error)) from error
+
+
+def in_use(path: Path) -> str:
+    """Which process has the journal open, in words; empty when none has, or there is no journal.
+
+    Raises:
+        JournalUnusable: this user may not know.
+    """
+    try:
+        with _beside(path, ".lock").open(encoding="utf-8", errors="replace") as lock_file:
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock_file.read().strip() or "another process"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise JournalUnusable(
+            f"whether {path} is in use cannot be seen: {error.strerror}; try sudo"
+        ) from error
+    return ""
+
+
 def _search_for_damage(database: sqlite3.Connection, timeout_s: float) -> bool:
     """Whether the time sufficed; raises sqlite3.Error where there is damage."""
     give_up_at = time.monotonic() + timeout_s
@@ -771,6 +896,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         if version < _VERSION:
             _create_or_migrate(connection, version)
         _lay_out(connection)
+        # As Debian builds SQLite, what is deleted is written once more, as zeros: of a full disk's
+        # last space nothing would be left by the first large rows, and the card wears by it.
+        connection.execute("PRAGMA secure_delete = OFF")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // _PAGE_BYTES}")
         connection.execute(f"PRAGMA journal_size_limit = {4 * _WAL_BYTES}")
     except BaseException:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import msgspec
@@ -25,6 +25,7 @@ from inspectd.clock import clock_synchronised
 from inspectd.errors import (
     CameraError,
     CameraFrozen,
+    CameraHung,
     CameraLost,
     CameraTimeout,
     CameraUnusable,
@@ -40,6 +41,7 @@ from inspectd.mqtt.outbox import Outbox, ReplyTo
 from inspectd.payload import MapPayload, Response, VerdictPayload, judgement
 from inspectd.recording import Recorder
 from inspectd.records import Frame, Image, Inspection, Reason, Trigger, TriggerSource, Verdict
+from inspectd.requests import used_before
 from inspectd.settings import Station
 from inspectd.state import State, StationState
 from inspectd.teaching import Lesson
@@ -69,18 +71,22 @@ class CameraKeeper:
     not.
     """
 
-    def __init__(self, camera: Camera, station: Station, state: StationState) -> None:
+    def __init__(
+        self, camera: Camera, station: Station, state: StationState, *, patient: bool = False
+    ) -> None:
         """Args:
         camera: not yet open.
         station: how long to wait for pictures, and what to put up with.
         state: told of faults.
+        patient: an unusable camera counts as lost from the first opening on; see `replace`.
         """
         self._camera = camera
         self._station = station
         self._state = state
         self._open = False
-        self._opened_before = False
+        self._opened_before = patient
         self._closed = False
+        self._hangs = False
         self._pause_s = FIRST_REOPENING_S
         self._try_at = 0.0
         self._trouble = ""
@@ -94,6 +100,11 @@ class CameraKeeper:
     def is_open(self) -> bool:
         """Whether there is a camera at present."""
         return self._open
+
+    @property
+    def hangs(self) -> bool:
+        """Whether its driver was left behind in a call, and no picture has come since."""
+        return self._hangs
 
     @property
     def times_lost(self) -> int:
@@ -207,6 +218,7 @@ class CameraKeeper:
             )
 
     def _note_good(self) -> None:
+        self._hangs = False
         self._misses = 0
         self._pause_s = FIRST_REOPENING_S
         self._probe_at = time.monotonic() + PROBE_S
@@ -223,6 +235,7 @@ class CameraKeeper:
 
     def _lose(self, error: CameraLost) -> None:
         self._give_back()
+        self._hangs = isinstance(error, CameraHung)
         self._lost += self._open
         self._open = False
         # Random, so that several stations on one bus do not all try in the same instant.
@@ -321,7 +334,9 @@ class Painter:
         if self._wanted():
             with self._changed:
                 self._dropped += len(self._orders) == self.WAITING
-                self._orders.append(conclusion)
+                # Without the frame, which a drawing does without: at 1456 x 1088 pixels those that
+                # wait would keep 6 MiB, in colour 18.
+                self._orders.append(replace(conclusion, frame=None))
                 self._changed.notify()
 
     def _run(self) -> None:
@@ -457,8 +472,8 @@ class Judge:
     def _answer_again(self, trigger: Trigger) -> bool:
         """Give a transaction that was answered before the same answer.
 
-        Not for another part: a requester that counts its transactions from 1 again must not take
-        an old PASS for the part that lies there now.
+        Not for another part, nor long after: a requester that counts its transactions from 1 again
+        must not take an old PASS for the part that lies there now.
         """
         if trigger.transaction is None:
             return False
@@ -472,13 +487,8 @@ class Judge:
         response = Response(
             request="trigger", transaction=trigger.transaction, ok=True, verdict=before
         )
-        if trigger.part_id not in {None, before.part_id}:
-            known = "a part without id" if before.part_id is None else f"part {before.part_id}"
-            refusal = (
-                f"{Verdict.NOT_JUDGED}: transaction {trigger.transaction} was for {known} "
-                f"(seq {before.seq}), now for part {trigger.part_id}: give each part a transaction "
-                "of its own"
-            )
+        if words := _of_another_part(trigger, before):
+            refusal = f"{Verdict.NOT_JUDGED}: {words}"
             _logger.warning("request/trigger is refused: %s", refusal)
             response = msgspec.structs.replace(response, ok=False, verdict=None, error=refusal)
         self._outbox.respond(reply_to(trigger), response)
@@ -583,6 +593,18 @@ class Judge:
         )
 
 
+def _of_another_part(trigger: Trigger, before: VerdictPayload) -> str:
+    """Why the verdict with the trigger's transaction is not this part's; empty if it is."""
+    assert trigger.transaction is not None
+    if trigger.part_id not in {None, before.part_id}:
+        known = "a part without id" if before.part_id is None else f"part {before.part_id}"
+        return (
+            f"transaction {trigger.transaction} was for {known} (seq {before.seq}), now for part "
+            f"{trigger.part_id}: give each part a transaction of its own"
+        )
+    return used_before(trigger.transaction, before.triggered_at)
+
+
 def _stale(waited_s: float) -> Inspection:
     detail = (
         f"its turn came {waited_s:.1f} s late, more than capture_timeout_s: another part may lie "
@@ -607,8 +629,21 @@ def reply_to(trigger: Trigger) -> ReplyTo:
 
 
 def _log(verdict: VerdictPayload) -> None:
-    level = logging.INFO if verdict.verdict == Verdict.PASS else logging.WARNING
+    """A line of its own only for what is not PASS: the journal has all, and a card wears out by
+    what is written. No warning: `journalctl -p warning` is for what is wrong with the station.
+    """
+    level = logging.DEBUG if verdict.verdict == Verdict.PASS else logging.INFO
     score = "" if verdict.score is None else f" score {verdict.score:.2f}"
     reason = f" ({verdict.reason}: {verdict.detail})" if verdict.reason else ""
     part = f" part {verdict.part_id}" if verdict.part_id else ""
-    _logger.log(level, "%d %s%s%s%s", verdict.seq, verdict.verdict, score, part, reason)
+    fields = {
+        "STATION": verdict.station,
+        "PROGRAM": verdict.program,
+        "SEQ": verdict.seq,
+        "VERDICT": verdict.verdict,
+        "REASON": verdict.reason,
+        "PART_ID": verdict.part_id,
+        "SCORE": verdict.score,
+    }
+    words = (verdict.seq, verdict.verdict, score, part, reason)
+    _logger.log(level, "%d %s%s%s%s", *words, extra={"fields": fields})

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from inspectd.errors import BrokerState
 from inspectd.records import Inspection, PictureHealth
 
 SCHEMA_VERSION = 1
@@ -177,6 +178,13 @@ class StatePayload(msgspec.Struct, frozen=True, kw_only=True):
             "a settings file (with file, line and key), for a person"
         ),
     ] = ()
+    broker: Annotated[
+        BrokerState,
+        Meta(
+            description="how station and MQTT broker stand to each other; `notes` tells what is "
+            "the matter and what to do"
+        ),
+    ] = BrokerState.CONNECTING
     clock_synchronised: bool
     since: datetime
 

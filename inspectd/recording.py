@@ -16,7 +16,7 @@ from math import inf
 from inspectd.archive import Archive
 from inspectd.clock import clock_synchronised
 from inspectd.errors import JournalDamaged, JournalError, JournalUnusable
-from inspectd.journal import Journal, Row
+from inspectd.journal import Answer, Journal, Row
 from inspectd.payload import VerdictPayload
 from inspectd.settings import StorageSettings
 from inspectd.state import StationState
@@ -125,9 +125,13 @@ class Recorder:
         with self._replacing():
             return self._journal.unsent(after, limit)
 
-    def mark_sent(self, seqs: Sequence[int]) -> None:
+    @property
+    def id(self) -> str:
+        return self._journal.id
+
+    def mark_sent(self, seqs: Sequence[int], journal_id: str | None = None) -> None:
         with self._replacing():
-            self._journal.mark_sent(seqs)
+            self._journal.mark_sent(seqs, journal_id)
 
     def unsent_count(self) -> int:
         with self._replacing():
@@ -137,7 +141,7 @@ class Recorder:
         with self._replacing():
             return self._journal.last_seq()
 
-    def find_answer(self, request: str, transaction: str) -> bytes | None:
+    def find_answer(self, request: str, transaction: str) -> Answer | None:
         with self._replacing():
             return self._journal.find_answer(request, transaction)
 

@@ -223,6 +223,16 @@ class ReferenceStore:
         with self._locked(fcntl.LOCK_SH):
             return tuple(entry for entry in self._read_index().entries if not entry.anchor_only)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody adds or removes within the block: for whoever copies the folder as it is.
+
+        Raises:
+            ReferencesError: the folder cannot be read.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
     def add(
         self,
         pictures: Sequence[NewReference],

@@ -58,6 +58,7 @@ class Reloader:
         self._tell = tell
         self._reading = threading.Lock()
         self._wanted = threading.Event()
+        self._asked = self._answered = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
         if problems:
@@ -72,7 +73,13 @@ class Reloader:
 
     def ask(self) -> None:
         """Read the files soon; may be called from a signal handler."""
+        self._asked += 1
         self._wanted.set()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something was asked for that is not through; refused is through."""
+        return self._asked != self._answered
 
     def reload(self) -> str:
         """Read the files and put them in force; in words, what has changed.
@@ -131,7 +138,11 @@ class Reloader:
                 return
             if changes or self._wanted.is_set():
                 self._wanted.clear()
-                self._look_twice()
+                asked = self._asked
+                try:
+                    self._look_twice()
+                finally:
+                    self._answered = asked
             if any(Path(path) == programs for _, path in changes):
                 return  # to watch the folder that is there now
 

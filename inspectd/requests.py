@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 from inspectd.errors import ControlError, InspectdError, JournalError
+from inspectd.journal import Answer
 from inspectd.mqtt.connection import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
 from inspectd.payload import (
@@ -42,6 +44,10 @@ _logger = logging.getLogger(__name__)
 WAITING = 100
 """Requests that may wait to be done; beyond, they are refused."""
 STOP_S = 0.5
+REPEATED_WITHIN_S = 600.0
+"""A request that comes later with the same transaction is no repetition, but another one, of a
+requester that has begun to count anew."""
+_SLEWED_S = 1.0
 
 TYPES: Mapping[str, type[msgspec.Struct]] = {
     "trigger": TriggerRequest,
@@ -62,10 +68,25 @@ Act = Callable[[Any], str]
 InspectdError."""
 
 
+def used_before(transaction: str, at: datetime) -> str:
+    """Why an answer of that instant is none to a request of now; empty if it is.
+
+    Where the clock was set back, the age is not known: then it is none either.
+    """
+    age_s = (datetime.now(UTC) - at).total_seconds()
+    if -_SLEWED_S <= age_s <= REPEATED_WITHIN_S:
+        return ""
+    return (
+        f"transaction {transaction} was used already, at {at:%Y-%m-%dT%H:%M:%SZ}, which is not "
+        f"within the last {REPEATED_WITHIN_S / 60:.0f} minutes: this is another request, and must "
+        "have a transaction of its own"
+    )
+
+
 class Answers(Protocol):
     """The journal's memory of what was answered; both may raise JournalError."""
 
-    def find_answer(self, request: str, transaction: str) -> bytes | None: ...
+    def find_answer(self, request: str, transaction: str) -> Answer | None: ...
     def keep_answer(self, request: str, transaction: str, response: bytes) -> None: ...
 
 
@@ -217,10 +238,10 @@ class Requests:
 
     def _answer(self, job: _Job) -> None:
         name, transaction = job.where.request, job.request.transaction
-        if transaction is not None and (before := self._answered(name, transaction)) is not None:
-            self._respond(job.where, before)
-            return
         try:
+            if transaction and (before := self._answered(name, transaction)) is not None:
+                self._respond(job.where, before)
+                return
             detail = self._acts[name](job.request)
         except InspectdError as error:
             # Not remembered: nothing was done, and repeated it may succeed.
@@ -233,9 +254,14 @@ class Requests:
         self._respond(job.where, response)
 
     def _answered(self, name: str, transaction: str) -> Response | None:
+        """Raises ControlError where the transaction was of another request."""
         try:
-            raw = self._answers.find_answer(name, transaction)
-            return None if raw is None else msgspec.json.decode(raw, type=Response)
+            before = self._answers.find_answer(name, transaction)
+            if before is None:
+                return None
+            if words := used_before(transaction, before.at):
+                raise ControlError(words)
+            return msgspec.json.decode(before.response, type=Response)
         except (JournalError, msgspec.MsgspecError) as error:
             _logger.error("whether request/%s was done already is not known: %s", name, error)
             return None

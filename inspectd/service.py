@@ -41,15 +41,18 @@ from inspectd.control import (
     TeachRequest,
 )
 from inspectd.errors import (
+    BrokerState,
     CameraError,
     ControlError,
     EndOfFrames,
     GpioUnusable,
     Problem,
+    ReferencesError,
 )
 from inspectd.gpio import GpioEdge, GpioOutputs
 from inspectd.health import HealthMonitor
 from inspectd.imaging.heatmap import encode_png
+from inspectd.jit import compiling_told
 from inspectd.journal import Journal
 from inspectd.judging import CameraKeeper, Conclusion, Judge, Painter
 from inspectd.looking import Look, Looker
@@ -87,6 +90,8 @@ from inspectd.settings import (
 )
 from inspectd.state import State, StationState
 from inspectd.statistics import Heartbeat, Statistics
+from inspectd.supervision import Supervisor
+from inspectd.systemd import Manager
 from inspectd.teaching import (
     Candidate,
     Lesson,
@@ -116,12 +121,19 @@ SNAPSHOT_EXPIRY_S = 60
 class Service:
     """One station: one camera, one journal, one broker."""
 
-    def __init__(self, settings: Settings, problems: tuple[Problem, ...] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        problems: tuple[Problem, ...] = (),
+        manager: Manager | None = None,
+    ) -> None:
         """Build everything, start nothing.
 
         Args:
             settings: as the files have them.
             problems: of programs that were left out.
+            manager: has started this process and is told how the service does; then a camera that
+                is unusable is waited for, too.
 
         Raises:
             JournalUnusable: the journal cannot be opened.
@@ -137,7 +149,11 @@ class Service:
         self._topics = Topics(settings.station.station)
         self._line = TriggerLine(settings.station.queue, lambda: self._programs.present)
         self._teaching = threading.Lock()
+        # What is begun under it is also ended: `_stop` comes before or after, never between.
+        self._adopting = threading.Lock()
         self._progress_at = 0.0
+        self._steps = 0
+        self._manager = manager or Manager()
         self._trigger = settings.station.trigger
         self._pins = settings.station.outputs
         self._outputs = GpioOutputs(self._pins)
@@ -169,7 +185,9 @@ class Service:
         self._outbox = Outbox(self._recorder, self._broker, self._topics, rate)
         self._programs = Programs(settings, self._on_judged_by, self._state.note_trouble)
         self._looker = Looker(self._programs.settings)
-        self._camera = CameraKeeper(make_camera(settings), station, self._state)
+        self._camera = CameraKeeper(
+            make_camera(settings), station, self._state, patient=self._manager.is_there
+        )
         self._painter = Painter(self._outbox, lambda: self._broker.is_connected)
         self._build_reports(settings)
         self._judge = Judge(
@@ -208,6 +226,15 @@ class Service:
             self._adopt,
             self._state.note_trouble,
         )
+        self._supervisor = Supervisor(
+            self._manager,
+            station,
+            self._state,
+            steps=lambda: self._steps,
+            is_well=lambda: self._broker.lives and not self._camera.hangs,
+            ping=self._outbox.ping,
+            reload_is_pending=lambda: self._reloader.is_pending,
+        )
         self._source = self._make_source(station.trigger)
         self._judging = threading.Thread(target=self._judge_until_stopped, name="judge")
 
@@ -245,8 +272,11 @@ class Service:
         self._stopping.set()
 
     def request_reload(self) -> None:
-        """Ask for the settings files to be read; may be called from a signal handler."""
+        """Ask for the settings files to be read; may be called from a signal handler, which runs
+        on the thread of `run`.
+        """
         self._reloader.ask()
+        self._supervisor.on_reload()
 
     def run(self) -> None:
         """Run until `request_stop`, or until a recording has come to its end.
@@ -260,13 +290,21 @@ class Service:
             # it stays unseen until the thread wakes, which nothing else would make it do.
             while not self._stopping.is_set():
                 time.sleep(WATCH_S)
-                # Both are in the log; with no broker to publish to, `inspectd status` shows them.
-                self._state.note_trouble("broker", self._broker.trouble, logged=True)
-                self._state.note_trouble("messages", self._outbox.trouble, logged=True)
+                self._report_broker()
+                self._supervisor.tend()
+            if self._error is None:
+                self._supervisor.stopping()
         finally:
             self._stop()
         if self._error is not None:
             raise self._error
+
+    def _report_broker(self) -> None:
+        """All of it is in the log; with no broker to publish to, `inspectd status` shows it."""
+        self._state.note_trouble("broker", self._broker.trouble, logged=True)
+        self._state.note_trouble("messages", self._outbox.trouble, logged=True)
+        broker = self._broker.state
+        self._state.note_broker(self._outbox.state if broker is BrokerState.CONNECTED else broker)
 
     # ---- start and stop --------------------------------------------------------------------------
 
@@ -293,6 +331,7 @@ class Service:
         self._recorder.start()
         self._judging.start()
         self._heartbeat.start()
+        self._supervisor.wait_for_camera()
         while not self._camera_tried.wait(WATCH_S):
             if self._stopping.is_set():
                 return
@@ -305,6 +344,8 @@ class Service:
         """In the order of a part's way: nothing that is on it is lost."""
         self._stopping.set()  # not yet where the start failed
         self._state.hinder(State.STOPPING, "")
+        with self._adopting:
+            pass  # other settings that are being put in force come first; none do from now on
         self._heartbeat.stop()
         self._reloader.stop()
         if self._source is not None:
@@ -382,6 +423,7 @@ class Service:
 
     def _judge_next(self) -> None:
         self._progress_at = time.monotonic()
+        self._steps += 1
         # Without a camera no picture asks for a verdict, and each would be "camera lost" at once.
         continuous = self._camera.is_open and isinstance(self._trigger, ContinuousTrigger)
         work = self._line.take(0 if continuous else IDLE_S)
@@ -413,12 +455,13 @@ class Service:
     def _witness(self, conclusion: Conclusion) -> None:
         verdict = conclusion.verdict
         self._broker.offer(verdict)
+        self._supervisor.note(verdict)
         self._statistics.note(verdict)
         self._archive.offer(verdict, conclusion.frame, conclusion.inspection)
         self._health.note(conclusion.inspection, conclusion.frame, verdict.timings_ms)
 
     def _on_new_journal(self) -> None:
-        self._outbox.journal_replaced()
+        self._outbox.journal_replaced(self._journal.id)
         self._broker.journal_replaced()
 
     # ---- MQTT ------------------------------------------------------------------------------------
@@ -521,11 +564,22 @@ class Service:
         return msgspec.structs.replace(self._settings.station, program=program)
 
     def _adopt(self, filed: Settings) -> None:
-        """The files have changed; on a thread that may wait."""
+        """The files have changed; on a thread that may wait.
+
+        Raises:
+            ControlError: too late; nothing has changed.
+        """
+        with self._adopting:
+            if self._stopping.is_set():
+                raise ControlError("the service is stopping")
+            self._put_in_force(filed)
+
+    def _put_in_force(self, filed: Settings) -> None:
         before = self._settings
         now = self._programs.adopt(filed)
         station = now.station
         self._line.bound = station.queue
+        self._supervisor.adopt(station)
         self._archive.adopt(station.archive)
         self._recorder.adopt(station.storage)
         self._statistics.adopt(self._station_judging_by(self._programs.present))
@@ -645,17 +699,28 @@ class Service:
 
         def learn() -> None:
             try:
-                self._programs.learn_first()
+                with compiling_told(self._supervisor.note_compiling):
+                    self._programs.learn_first()
                 learned.set_result(None)
             except Exception as error:  # noqa: BLE001 - raised again on the caller's thread
                 learned.set_exception(error)
 
         threading.Thread(target=learn, name="first-lesson", daemon=True).start()
+        words = self._first_lesson_in_words()
         while not self._stopping.is_set():
+            self._supervisor.tend_learning(words)
             with contextlib.suppress(TimeoutError):
                 learned.result(WATCH_S)
                 return True
         return False
+
+    def _first_lesson_in_words(self) -> str:
+        name = self._programs.present
+        try:
+            count = len(reference_store(self._settings, name).entries())
+        except ReferencesError:  # which the lesson tells of as well
+            count = 0
+        return f"learning {name} from {count} references"
 
     def _candidates_from_camera(self, count: int) -> list[Candidate]:
         return [

@@ -6,6 +6,7 @@ checker (`inspectd.config`), for the JSON Schemas and for the examples in ``conf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -19,9 +20,14 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NAME_RULE = "letters, digits, '-' and '_', starting with a letter or digit; at most 64"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description=NAME_RULE)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0, description="a number from 0 to 1")]
-PixelPosition = Annotated[int, Meta(ge=0, description="frame pixels")]
-PixelSize = Annotated[int, Meta(ge=1, description="frame pixels")]
+Fraction = Annotated[
+    float, Meta(ge=0.0, le=1.0, description="a number from 0 to 1", extra={"unit": "share"})
+]
+PixelPosition = Annotated[int, Meta(ge=0, description="frame pixels", extra={"unit": "px"})]
+PixelSize = Annotated[int, Meta(ge=1, description="frame pixels", extra={"unit": "px"})]
+
+CREDENTIALS = "$CREDENTIALS_DIRECTORY"
+"""As it stands in the settings for the folder with the service's credentials (systemd.exec(5))."""
 
 Fault: TypeAlias = tuple[str, str]
 """Where, as a key path within the record ("" for the whole of it), and what is wrong there."""
@@ -59,7 +65,10 @@ class ReplayCamera(Record, frozen=True, tag_field="driver", tag="replay"):
         ),
     ]
     rate: Annotated[
-        float, Meta(gt=0.0, le=1000.0, description="pictures per second at the most")
+        float,
+        Meta(
+            gt=0.0, le=1000.0, description="pictures per second at the most", extra={"unit": "1/s"}
+        ),
     ] = 10.0
     loop: Annotated[
         bool, Meta(description="begin again at the end; otherwise the service stops there")
@@ -69,33 +78,69 @@ class ReplayCamera(Record, frozen=True, tag_field="driver", tag="replay"):
 class SimulatedCamera(Record, frozen=True, tag_field="driver", tag="simulated"):
     """A rendered terminal block of 27 pins; needs no hardware."""
 
-    width: Annotated[int, Meta(ge=160, le=4096, description="frame width in pixels")] = 728
-    height: Annotated[int, Meta(ge=120, le=4096, description="frame height in pixels")] = 544
+    width: Annotated[
+        int, Meta(ge=160, le=4096, description="frame width in pixels", extra={"unit": "px"})
+    ] = 728
+    height: Annotated[
+        int, Meta(ge=120, le=4096, description="frame height in pixels", extra={"unit": "px"})
+    ] = 544
     rate: Annotated[
-        float, Meta(gt=0.0, le=1000.0, description="pictures per second at the most")
+        float,
+        Meta(
+            gt=0.0, le=1000.0, description="pictures per second at the most", extra={"unit": "1/s"}
+        ),
     ] = 30.0
     seed: Annotated[
         int, Meta(ge=0, description="the same seed renders the same sequence of pictures")
     ] = 0
     defect_rate: Annotated[
-        float, Meta(ge=0.0, le=1.0, description="share of the parts that carry a defect")
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="share of the parts that carry a defect",
+            extra={"unit": "share"},
+        ),
     ] = 0.0
     defects: Annotated[
         tuple[Literal["missing_pin", "bent_pin", "foreign_object"], ...],
         Meta(min_length=1, description="the kinds of defect to draw from"),
     ] = ("missing_pin", "bent_pin", "foreign_object")
     empty_rate: Annotated[
-        float, Meta(ge=0.0, le=1.0, description="share of the pictures that show no part")
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="share of the pictures that show no part",
+            extra={"unit": "share"},
+        ),
     ] = 0.0
     jitter: Annotated[
         float,
-        Meta(ge=0.0, le=10.0, description="pose jitter: 1 is a well-guided part, 0 none"),
+        Meta(
+            ge=0.0,
+            le=10.0,
+            description="how much the part's place and turn vary: 0 not at all, 1 a well-guided "
+            "part",
+        ),
     ] = 1.0
     light_drift: Annotated[
-        float, Meta(ge=0.0, le=0.5, description="slow change of the light, as a share of it")
+        float,
+        Meta(
+            ge=0.0,
+            le=0.5,
+            description="slow change of the light, as a share of it",
+            extra={"unit": "share"},
+        ),
     ] = 0.03
     noise: Annotated[
-        float, Meta(ge=0.0, le=50.0, description="sensor noise in grey levels of 255")
+        float,
+        Meta(
+            ge=0.0,
+            le=50.0,
+            description="sensor noise in grey levels of 255",
+            extra={"unit": "grey levels"},
+        ),
     ] = 2.0
 
 
@@ -103,25 +148,48 @@ class Picamera2Camera(Record, frozen=True, tag_field="driver", tag="picamera2"):
     """A camera of the Raspberry Pi, its exposure fixed."""
 
     camera: Annotated[
-        int, Meta(ge=0, le=15, description="its number in `rpicam-hello --list-cameras`")
+        int, Meta(ge=0, le=15, description="the camera's number in `rpicam-hello --list-cameras`")
     ] = 0
-    width: Annotated[int, Meta(ge=64, le=16384, description="frame width in pixels")] = 1456
-    height: Annotated[int, Meta(ge=64, le=16384, description="frame height in pixels")] = 1088
+    width: Annotated[
+        int, Meta(ge=64, le=16384, description="frame width in pixels", extra={"unit": "px"})
+    ] = 1456
+    height: Annotated[
+        int, Meta(ge=64, le=16384, description="frame height in pixels", extra={"unit": "px"})
+    ] = 1088
     rate: Annotated[
         float,
         Meta(
             gt=0.0,
             le=1000.0,
             description="frames per second; the faster, the sooner a frame begins after a trigger",
+            extra={"unit": "1/s"},
         ),
     ] = 60.0
     exposure_us: Annotated[
-        int, Meta(ge=1, le=60_000_000, description="exposure time in microseconds")
+        int,
+        Meta(
+            ge=1,
+            le=60_000_000,
+            description="exposure time, fixed; short enough for the part's speed, and for the "
+            "time between two frames (1,000,000 / rate)",
+            extra={"unit": "µs"},
+        ),
     ] = 5000
-    gain: Annotated[float, Meta(ge=1.0, le=64.0, description="analogue gain of the sensor")] = 1.0
+    gain: Annotated[
+        float,
+        Meta(
+            ge=1.0,
+            le=64.0,
+            description="analogue gain of the sensor, fixed; more is brighter, and noisier",
+            extra={"unit": "times"},
+        ),
+    ] = 1.0
     white_balance: Annotated[
         tuple[Annotated[float, Meta(gt=0.0, le=32.0)], Annotated[float, Meta(gt=0.0, le=32.0)]],
-        Meta(description="[red, blue]: gains against green"),
+        Meta(
+            description="[red, blue]: fixed gains against green; of no use to a grey camera",
+            extra={"unit": "times"},
+        ),
     ] = (1.0, 1.0)
     reduce: Annotated[
         int,
@@ -130,6 +198,7 @@ class Picamera2Camera(Record, frozen=True, tag_field="driver", tag="picamera2"):
             le=8,
             description="how many times smaller, each way, the camera's image pipeline makes the "
             "picture that is judged; references and parts must be taken alike",
+            extra={"unit": "times"},
         ),
     ] = 2
 
@@ -147,54 +216,80 @@ class OpencvCamera(Record, frozen=True, tag_field="driver", tag="opencv"):
     """A USB camera, or a video stream of the network, by OpenCV."""
 
     device: Annotated[
-        str | None,
-        Meta(description="its path, such as /dev/v4l/by-id/usb-..., or the URL of a stream"),
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="the camera's path, such as /dev/v4l/by-id/usb-..., or the URL of a "
+            "stream; this or index"
+        ),
     ] = None
     index: Annotated[
-        int | None, Meta(description="its number in place of the path: 0 for /dev/video0")
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description="the camera's number in place of device: 0 for /dev/video0; a path under "
+            "/dev/v4l/by-id stays the same when cameras are plugged in anew, a number may not"
+        ),
     ] = None
     width: Annotated[
-        int | None, Meta(description="frame width in pixels; absent: as the camera gives it")
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(
+            description="frame width in pixels, with height; absent: as the camera gives it",
+            extra={"unit": "px"},
+        ),
     ] = None
     height: Annotated[
-        int | None, Meta(description="frame height in pixels; absent: as the camera gives it")
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(
+            description="frame height in pixels, with width; absent: as the camera gives it",
+            extra={"unit": "px"},
+        ),
     ] = None
     rate: Annotated[
-        float | None, Meta(description="frames per second; absent: as the camera gives them")
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description="frames per second; absent: as the camera gives them", extra={"unit": "1/s"}
+        ),
     ] = None
     format: Annotated[
-        str | None,
-        Meta(description="four letters, such as MJPG or YUYV; absent: as the camera gives it"),
+        Annotated[str, Meta(min_length=4, max_length=4)] | None,
+        Meta(
+            description="how the camera codes its pictures: four letters, such as MJPG or YUYV "
+            "(`v4l2-ctl --list-formats-ext`); absent: as the camera gives them"
+        ),
     ] = None
     exposure_us: Annotated[
-        int | None,
-        Meta(description="exposure time in microseconds; absent: the camera's own, automatic"),
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(
+            description="exposure time, fixed; absent: the camera's own, automatic, which changes "
+            "the scores",
+            extra={"unit": "µs"},
+        ),
     ] = None
     gain: Annotated[
-        float | None, Meta(description="in the camera's own units; absent: as it is")
+        float | None,
+        Meta(
+            description="fixed gain in the camera's own units (`v4l2-ctl --list-ctrls`); absent: "
+            "as it is"
+        ),
     ] = None
     focus: Annotated[
-        float | None, Meta(description="in the camera's own units; absent: as it is, automatic")
+        float | None,
+        Meta(
+            description="fixed focus in the camera's own units (`v4l2-ctl --list-ctrls`); absent: "
+            "as it is, automatic"
+        ),
     ] = None
     white_balance_k: Annotated[
-        int | None, Meta(description="colour temperature in kelvin; absent: automatic")
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(
+            description="fixed colour temperature in kelvin; absent: automatic", extra={"unit": "K"}
+        ),
     ] = None
 
     def faults(self) -> Iterator[Fault]:
         if (self.device is None) == (self.index is None):
             yield "", "a camera needs either device or index"
-        if self.device == "":
-            yield "device", "device must not be empty"
-        if self.index is not None and self.index < 0:
-            yield "index", f"index must not be negative, not {self.index}"
         if (self.width is None) != (self.height is None):
             yield "", "give width and height, or neither"
-        for key in ("width", "height", "rate", "exposure_us", "white_balance_k"):
-            value = getattr(self, key)
-            if value is not None and value <= 0:
-                yield key, f"{key} must be above 0, not {value:g}"
-        if self.format is not None and len(self.format) != 4:
-            yield "format", f"format has four letters, such as MJPG, not {self.format!r}"
 
 
 CameraSettings: TypeAlias = Picamera2Camera | OpencvCamera | ReplayCamera | SimulatedCamera
@@ -204,7 +299,13 @@ class IntervalTrigger(Record, frozen=True, tag_field="source", tag="interval"):
     """A picture every so many seconds, without drift."""
 
     interval_s: Annotated[
-        float, Meta(ge=0.01, le=86400.0, description="seconds from one picture to the next")
+        float,
+        Meta(
+            ge=0.01,
+            le=86400.0,
+            description="seconds from one picture to the next",
+            extra={"unit": "s"},
+        ),
     ] = 1.0
 
 
@@ -216,14 +317,26 @@ class MqttTrigger(Record, frozen=True, tag_field="source", tag="mqtt"):
     """Only when a request comes by MQTT (which is answered with the other sources too)."""
 
 
-Pin = Annotated[int, Meta(ge=0, le=27, description="number of the GPIO (BCM), not of the contact")]
-Milliseconds = Annotated[float, Meta(ge=0.0, le=60_000.0)]
+Pin = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=27,
+        description="number of the GPIO (BCM), not of the contact; it bears 3.3 V and no more",
+    ),
+]
+Milliseconds = Annotated[float, Meta(ge=0.0, le=60_000.0, extra={"unit": "ms"})]
 
 
 class GpioTrigger(Record, frozen=True, tag_field="source", tag="gpio"):
     """An edge on a pin, from a light barrier or a PLC."""
 
-    pin: Annotated[Pin, Meta(description="number of the GPIO (BCM), not of the contact")]
+    pin: Annotated[
+        Pin,
+        Meta(
+            description="number of the GPIO (BCM), not of the contact; it bears 3.3 V and no more"
+        ),
+    ]
     edge: Annotated[
         Literal["rising", "falling"], Meta(description="the edge that asks for a verdict")
     ] = "rising"
@@ -236,10 +349,12 @@ class GpioTrigger(Record, frozen=True, tag_field="source", tag="gpio"):
     ] = None
     debounce_ms: Annotated[
         Milliseconds,
-        Meta(description="how long the level must have held before the edge counts"),
+        Meta(
+            description="how long the level must have held before the edge counts; less is a bounce"
+        ),
     ] = 2.0
     delay_ms: Annotated[
-        Milliseconds, Meta(description="from the edge until the part is before the camera")
+        Milliseconds, Meta(description="time from the edge until the part is before the camera")
     ] = 0.0
 
 
@@ -249,7 +364,12 @@ TriggerSettings: TypeAlias = IntervalTrigger | ContinuousTrigger | MqttTrigger |
 class LevelOutput(Record, frozen=True):
     """A pin that tells something as long as it holds."""
 
-    pin: Annotated[Pin, Meta(description="number of the GPIO (BCM), not of the contact")]
+    pin: Annotated[
+        Pin,
+        Meta(
+            description="number of the GPIO (BCM), not of the contact; it bears 3.3 V and no more"
+        ),
+    ]
     active: Annotated[Literal["high", "low"], Meta(description="the level that says yes")] = "high"
 
 
@@ -320,7 +440,7 @@ class HomeAssistantSettings(Record, frozen=True):
         Meta(
             max_length=200,
             pattern=r"^[^+#/]+(/[^+#/]+)*$",
-            description="topic that Home Assistant's discovery listens below",
+            description="topic that Home Assistant's discovery listens below; without + and #",
         ),
     ] = "homeassistant"
 
@@ -328,7 +448,9 @@ class HomeAssistantSettings(Record, frozen=True):
 class SparkplugSettings(Record, frozen=True):
     """Be an edge node of Sparkplug B, on a connection of its own."""
 
-    group: Annotated[Name, Meta(description="the group id")]
+    group: Annotated[
+        Name, Meta(description="the group id, the second level of the topics below spBv1.0")
+    ]
     node: Annotated[
         Name | None, Meta(description="the edge node id; absent: the station's name")
     ] = None
@@ -346,19 +468,30 @@ RequestName = Literal[
 class MqttSettings(Record, frozen=True):
     """The broker."""
 
-    host: Annotated[str, Meta(min_length=1, description="the broker's name or address")] = (
-        "localhost"
-    )
-    port: Annotated[int, Meta(ge=1, le=65535, description="the broker's TCP port")] = 1883
+    host: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="the broker's name or address; with tls, as it stands in the broker's "
+            "certificate",
+        ),
+    ] = "localhost"
+    port: Annotated[
+        int, Meta(ge=1, le=65535, description="the broker's TCP port: usually 1883, with tls 8883")
+    ] = 1883
     keepalive_s: Annotated[
         int,
         Meta(
             ge=2,
             le=3600,
-            description="seconds of silence after which broker and station test each other",
+            description="seconds of silence after which broker and station test each other; more "
+            "bears longer interruptions, and notices a lost connection later",
+            extra={"unit": "s"},
         ),
-    ] = 5
-    username: Annotated[str | None, Meta(description="as the broker's password file has it")] = None
+    ] = 2
+    username: Annotated[
+        str | None, Meta(description="user name that the broker knows the station by")
+    ] = None
     password_file: Annotated[
         str | None,
         Meta(
@@ -380,10 +513,17 @@ class MqttSettings(Record, frozen=True):
             gt=0.0,
             le=10000.0,
             description="verdicts a second, at the most, that follow after an outage",
+            extra={"unit": "1/s"},
         ),
     ] = 50.0
     statistics_s: Annotated[
-        float, Meta(ge=1.0, le=3600.0, description="seconds from one topic statistics to the next")
+        float,
+        Meta(
+            ge=1.0,
+            le=3600.0,
+            description="seconds from one topic statistics to the next",
+            extra={"unit": "s"},
+        ),
     ] = 10.0
     homeassistant: Annotated[
         HomeAssistantSettings | None,
@@ -418,14 +558,21 @@ class StorageSettings(Record, frozen=True):
     ] = "full"
     keep_days: Annotated[
         float,
-        Meta(gt=0.0, le=36500.0, description="sent verdicts older than this are deleted"),
+        Meta(
+            gt=0.0,
+            le=36500.0,
+            description="verdicts older than this are deleted, once the broker has taken them",
+            extra={"unit": "days"},
+        ),
     ] = 365.0
     max_mb: Annotated[
         float,
         Meta(
             ge=1.0,
             le=1e6,
-            description="size of the journal beyond which the oldest sent verdicts are deleted",
+            description="size of the journal beyond which the oldest verdicts that the broker has "
+            "taken are deleted",
+            extra={"unit": "MB"},
         ),
     ] = 1000.0
 
@@ -442,7 +589,13 @@ class ArchiveSettings(Record, frozen=True):
         Meta(description="a PASS whose score is nearer to the limit than this is kept as well"),
     ] = 0.1
     max_mb: Annotated[
-        float, Meta(ge=0.0, le=1e6, description="beyond it the oldest go; 0 keeps no pictures")
+        float,
+        Meta(
+            ge=0.0,
+            le=1e6,
+            description="room for these pictures: beyond it the oldest go; 0 keeps none",
+            extra={"unit": "MB"},
+        ),
     ] = 1000.0
     format: Annotated[
         Literal["png", "jpeg"],
@@ -468,6 +621,7 @@ class Station(Record, frozen=True):
             le=60.0,
             description="seconds to wait for a picture before NOT_JUDGED 'camera timeout'; a "
             "trigger that waits in line for longer is NOT_JUDGED 'stale trigger'",
+            extra={"unit": "s"},
         ),
     ] = 2.0
     reopen_after: Annotated[
@@ -508,7 +662,10 @@ class Station(Record, frozen=True):
     ] = 0
     shifts: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")], ...],
-        Meta(description="local times at which a shift begins and is counted anew, as '06:00'"),
+        Meta(
+            description="local times, '00:00' to '23:59', at which a shift begins and is counted "
+            "anew"
+        ),
     ] = ()
 
     def faults(self) -> Iterator[Fault]:
@@ -560,7 +717,13 @@ class Region(Record, frozen=True):
     ] = None
     threshold: Annotated[
         float,
-        Meta(gt=0.0, le=100.0, description="in units of its learned limit; larger tolerates more"),
+        Meta(
+            gt=0.0,
+            le=100.0,
+            description="in units of the region's learned limit: 1 as learned, larger tolerates "
+            "more",
+            extra={"unit": "limits"},
+        ),
     ] = 1.0
     ignore: Annotated[bool, Meta(description="never judge what lies in this region")] = False
 
@@ -585,17 +748,47 @@ Odd = Annotated[int, Meta(ge=1, le=101)]
 class SoartcSettings(Record, frozen=True):
     """Parameters of the SOARTC comparison; the defaults are the best of docs/accuracy.md."""
 
-    part: Annotated[Odd, Meta(description="side of the convolution parts in pixels, odd")] = 7
-    band: Annotated[Odd, Meta(description="width of the parts' bands in pixels, odd")] = 1
+    part: Annotated[
+        Odd,
+        Meta(
+            description="side of the convolution parts in pixels, odd and at least 3",
+            extra={"unit": "px"},
+        ),
+    ] = 7
+    band: Annotated[
+        Odd,
+        Meta(
+            description="width of the parts' bands in pixels, odd and smaller than part",
+            extra={"unit": "px"},
+        ),
+    ] = 1
     centre_weight: Annotated[
         float, Meta(gt=0.0, le=100.0, description="weight of the middle of the diagonal parts")
     ] = 2.0
     stride: Annotated[
-        int, Meta(ge=1, le=100, description="pixels between the windows of a patch")
+        int,
+        Meta(
+            ge=1, le=100, description="pixels between the windows of a patch", extra={"unit": "px"}
+        ),
     ] = 3
-    step: Annotated[int, Meta(ge=1, le=200, description="pixels from one patch to the next")] = 2
+    step: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=200,
+            description="pixels from one patch to the next; larger is faster and coarser",
+            extra={"unit": "px"},
+        ),
+    ] = 2
     blur: Annotated[
-        float, Meta(ge=0.0, le=20.0, description="blur before the comparison, sigma in pixels")
+        float,
+        Meta(
+            ge=0.0,
+            le=20.0,
+            description="blur before the comparison, sigma in pixels; 1.5 suits hard edges, such "
+            "as scans in black and white",
+            extra={"unit": "px"},
+        ),
     ] = 0.0
     pedestal: Annotated[
         Fraction,
@@ -608,6 +801,7 @@ class SoartcSettings(Record, frozen=True):
             le=50,
             description="pixels that a patch may lie elsewhere in the nearest reference "
             "(method nearest)",
+            extra={"unit": "px"},
         ),
     ] = 2
     p: Annotated[
@@ -650,15 +844,19 @@ class AlignmentSettings(Record, frozen=True):
         ),
     ] = "rigid"
     max_shift: Annotated[
-        float | None,
+        Annotated[float, Meta(gt=0.0, le=0.5)] | None,
         Meta(
-            description="largest shift allowed, as a share of the longest side; 0.1 if absent, "
-            "with mode search 0.5"
+            description="largest shift allowed, as a share of the longest side; absent: "
+            "0.1, with mode search 0.5",
+            extra={"unit": "share"},
         ),
     ] = None
     max_rotation_deg: Annotated[
-        float | None,
-        Meta(description="largest rotation allowed, in degrees; 10 if absent, with search 180"),
+        Annotated[float, Meta(ge=0.0, le=180.0)] | None,
+        Meta(
+            description="largest rotation allowed, in degrees; absent: 10, with mode search 180",
+            extra={"unit": "°"},
+        ),
     ] = None
     beyond: Annotated[
         Literal["not_judged", "fail"],
@@ -676,13 +874,6 @@ class AlignmentSettings(Record, frozen=True):
         """The largest rotation allowed."""
         usual = 180.0 if self.mode == "search" else 10.0
         return usual if self.max_rotation_deg is None else self.max_rotation_deg
-
-    def faults(self) -> Iterator[Fault]:
-        if self.max_shift is not None and not 0 < self.max_shift <= 0.5:
-            yield "max_shift", f"max_shift must be above 0 and at most 0.5, not {self.max_shift:g}"
-        degrees = self.max_rotation_deg
-        if degrees is not None and not 0 <= degrees <= 180:
-            yield "max_rotation_deg", f"max_rotation_deg must be from 0 to 180, not {degrees:g}"
 
 
 class ReferenceSettings(Record, frozen=True):
@@ -704,6 +895,7 @@ class LimitSettings(Record, frozen=True):
             le=0.5,
             description="share of the good parts that may be rejected, by each region and by the "
             "rest of the picture; the limits are learned for it",
+            extra={"unit": "share"},
         ),
     ] = 0.02
     threshold: Annotated[
@@ -711,7 +903,9 @@ class LimitSettings(Record, frozen=True):
         Meta(
             gt=0.0,
             le=100.0,
-            description="in units of the learned limit: 1 as learned, larger tolerates more",
+            description="in units of the learned limit: 1 as learned; larger tolerates more (good "
+            "parts are rejected: try 1.2), smaller less (defects slip through: try 0.8)",
+            extra={"unit": "limits"},
         ),
     ] = 1.0
 
@@ -731,7 +925,10 @@ class HealthSettings(Record, frozen=True):
     ] = 0.97
     min_contrast: Annotated[
         Fraction,
-        Meta(description="deviation of the grey values below this is 'no contrast'"),
+        Meta(
+            description="deviation of the grey values below this is 'no contrast' (a covered "
+            "lens); below 0.5"
+        ),
     ] = 0.02
     min_relative_contrast: Annotated[
         Fraction,
@@ -741,7 +938,7 @@ class HealthSettings(Record, frozen=True):
         ),
     ] = 0.5
     min_match: Annotated[
-        float | None,
+        Annotated[float, Meta(ge=-1.0, lt=1.0)] | None,
         Meta(
             description="with less correlation with the references' common picture nothing can "
             "PASS, and with less than half the contrast needed as well it is 'no part', unless "
@@ -766,6 +963,7 @@ class HealthSettings(Record, frozen=True):
             le=10.0,
             description="brightness beyond the references' own by more than this share is "
             "'light changed'",
+            extra={"unit": "share"},
         ),
     ] = 0.3
 
@@ -782,20 +980,25 @@ class HealthSettings(Record, frozen=True):
                 f"min_contrast ({self.min_contrast:g}) must be below {LARGEST_DEVIATION:g}, the "
                 "contrast of a picture half black and half white",
             )
-        if self.min_match is not None and not -1 <= self.min_match < 1:
-            yield "min_match", f"min_match must be from -1 to below 1, not {self.min_match:g}"
 
 
 class Program(Record, frozen=True):
     """A program file: one product and how it is judged."""
 
-    description: Annotated[str, Meta(description="for people")] = ""
+    description: Annotated[str, Meta(description="what the product is; for people")] = ""
     roi: Annotated[
         RegionOfInterest | None,
         Meta(description="region of interest, [x, y, width, height] in frame pixels"),
     ] = None
     resolution: Annotated[
-        int, Meta(ge=16, le=2000, description="longest side of the inspected picture in pixels")
+        int,
+        Meta(
+            ge=16,
+            le=2000,
+            description="longest side of the picture that is judged, in pixels; larger sees "
+            "smaller defects and takes longer: twice the side, four times the time",
+            extra={"unit": "px"},
+        ),
     ] = 100
     light: Annotated[
         Literal["none", "gain", "local"],
@@ -878,5 +1081,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return path
 
     def resolve(self, path: str) -> Path:
-        """A path of the settings, relative ones against the station file's folder."""
+        """A path of the settings, relative ones against the station file's folder.
+
+        Below `CREDENTIALS` lies what systemd hands to the service. Nobody else knows the place: for
+        them the name stays as it is, where no file can be.
+        """
+        folder = os.environ.get(CREDENTIALS[1:])
+        if folder is not None and path.startswith(f"{CREDENTIALS}/"):
+            path = folder + path.removeprefix(CREDENTIALS)
         return (self.path.parent / path).absolute()

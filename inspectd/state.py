@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from inspectd.clock import clock_synchronised
+from inspectd.errors import BrokerState
 from inspectd.payload import StatePayload
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ class StationState:
                 self._payload = msgspec.structs.replace(self._payload, last_error=detail)
             self._tell()
 
+    def hindrance(self, state: State) -> str | None:
+        """What was told of it by `hinder`; None if it does not hold."""
+        with self._lock:
+            return self._hindrances.get(state)
+
     def clear(self, state: State) -> None:
         """It does so no longer."""
         with self._lock:
@@ -82,6 +88,13 @@ class StationState:
             else:
                 _logger.info("no alarm any more (%s)", before)
             self._tell()
+
+    def note_broker(self, broker: BrokerState) -> None:
+        """How the broker does; whatever it is, it keeps nothing from being judged."""
+        with self._lock:
+            if broker is not self._payload.broker:
+                self._payload = msgspec.structs.replace(self._payload, broker=broker)
+                self._tell()
 
     def note_trouble(self, about: str, words: str, *, logged: bool = False) -> None:
         """Something is amiss that keeps nothing from being judged; without words, no longer.

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "inspectd"
 
 LAYERS = {
     0: {"records", "settings", "config", "errors", "jit", "__init__"},
-    1: {"soartc", "imaging", "limits", "payload"},
+    1: {"soartc", "imaging", "limits", "payload", "masking"},
     2: {"eye", "inspector"},
     3: {
         "camera",
@@ -25,6 +25,9 @@ LAYERS = {
         "gpio",
         "machine",
         "archive",
+        "footprint",
+        "systemd",
+        "tarball",
     },
     4: {
         "service",
@@ -42,6 +45,8 @@ LAYERS = {
         "programs",
         "chosen",
         "broker",
+        "station_copy",
+        "supervision",
     },
     5: {"cli", "__main__", "commands"},
 }

@@ -10,6 +10,7 @@ from soak.faults import FAULTS, faults
 from soak.fuzz import fuzz
 from soak.load import load
 from soak.outage import outage
+from soak.switch import switch
 
 from inspectd.commands.private_broker import find_mosquitto
 
@@ -40,6 +41,12 @@ def test_bad_settings_and_requests_are_told_and_do_no_harm():
 @needs_mosquitto
 def test_full_size_frames_are_all_answered():
     report = load(rate=5.0, seconds=3.0, warm_up_s=1.0, requests=20)
+    assert not report.violations, report
+
+
+@needs_mosquitto
+def test_a_switch_of_programs_loses_no_trigger():
+    report = switch(switches=10)
     assert not report.violations, report
 
 

@@ -271,7 +271,7 @@ storage:
         ("regions: [{box: [0, 0, 1, 1]}]", "regions[0].name", "is missing: expected a name", ""),
         ("health: {min_brightness: 0.99}", "health.min_brightness", "(0.99) must be below", ""),
         ("health: {min_contrast: 0.5}", "health.min_contrast", "(0.5) must be below 0.5", ""),
-        ("health: {min_match: 1}", "health.min_match", "must be from -1 to below 1, not 1", ""),
+        ("health: {min_match: 1}", "health.min_match", "a number of at least -1, below 1", ""),
         ("health: {max_clipped: 1.5}", "health.max_clipped", "a number from 0 to 1", ""),
         ("resolution: 100\nresolution: 100", "resolution", "twice, first on line 1", "take one"),
         ('resolution: 100\n"resolution": 100', "resolution", "twice, first on line 1", ""),
@@ -426,6 +426,13 @@ def problems_of_file(path):
     with pytest.raises(SettingsError) as caught:
         config.load(path)
     return caught.value.problems
+
+
+def test_a_misspelt_program_is_a_problem_like_any_other(tmp_path):
+    path = write(tmp_path, STATION.replace("program:", "progam:"))
+    problems = problems_of_file(path)
+    assert any(problem.hint and "program" in problem.hint for problem in problems), problems
+    assert any("there is no file" in problem.message for problem in problems)
 
 
 def test_a_station_is_loaded_with_all_programs_beside_it(tmp_path):

@@ -430,7 +430,10 @@ def test_an_answer_is_found_again_also_after_reopening(path):
         with pytest.raises(JournalError, match="answer to request program could not be kept"):
             journal.keep_answer("program", "T-1", b"another")
     with Journal.open(path) as journal:
-        assert journal.find_answer("program", "T-1") == b'{"ok":true}'
+        answer = journal.find_answer("program", "T-1")
+        assert answer is not None
+        assert answer.response == b'{"ok":true}'
+        assert abs(datetime.now(UTC) - answer.at) < timedelta(minutes=1)
         assert journal.find_answer("lot", "T-1") is None
         assert journal.find_answer("program", "T-2") is None
 
@@ -441,7 +444,7 @@ def test_the_oldest_answers_are_forgotten(path, monkeypatch):
         for number in range(5):
             journal.keep_answer("lot", f"T-{number}", b"{}")
         found = [journal.find_answer("lot", f"T-{number}") for number in range(5)]
-    assert found == [None, None, b"{}", b"{}", b"{}"]
+    assert [answer and answer.response for answer in found] == [None, None, b"{}", b"{}", b"{}"]
 
 
 def make_old(path, last, days):
@@ -545,9 +548,9 @@ def fill(folder):
             file.write(b"x" * 4096)
 
 
-def store(journal, rooms, **changes):
+def store(journal, rooms, size=1400, **changes):
     """Commit and mark as the service does, with room made when that fails."""
-    verdict = a_verdict(detail="x" * 1400, **changes)
+    verdict = a_verdict(detail="x" * size, **changes)
     try:
         stored = journal.commit(verdict)
     except JournalError:
@@ -580,6 +583,21 @@ def test_on_a_full_disk_the_oldest_sent_rows_make_room_again_and_again(small_dis
         for _ in range(300):
             store(journal, rooms)
         assert journal.last_seq() == 4800
+
+
+def test_on_a_full_disk_large_verdicts_make_room_too(small_disk):
+    """Their deletion must not take more space than the ballast gave."""
+    rooms = []
+    with Journal.open(small_disk / "journal.db") as journal:
+        for _ in range(80):
+            store(journal, rooms, size=50_000)
+        assert rooms == []
+        for _ in range(120):
+            fill(small_disk)
+            store(journal, rooms, size=50_000)
+        assert len(rooms) > 1
+        assert journal.last_seq() == 200
+        (small_disk / "others").unlink()
 
 
 def test_on_a_full_disk_nothing_unsent_is_deleted_and_the_commit_fails(small_disk):

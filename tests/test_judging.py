@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -558,6 +559,18 @@ class Recorder:
         self.drawn.append(verdict.seq)
         self.first_is_drawn.set()
         assert self.go_on.wait(30)
+
+
+def test_heatmaps_that_wait_keep_no_frame():
+    pixels = good_part(5)
+    frame = Frame(pixels, "5", datetime.now(UTC), captured_ns=0, copied_ns=0)
+    inspector = Inspector(Program(), ())
+    painter = Painter(Recorder(), lambda: True)  # not started: the order waits
+    inspection = inspector.inspect(pixels)
+    painter.paint(Conclusion(a_verdict(seq=1), inspection, frame, inspector))
+    kept = weakref.ref(pixels)
+    del pixels, frame
+    assert kept() is None
 
 
 @pytest.mark.parametrize("orders", [3, 9])

@@ -26,6 +26,7 @@ from inspectd.payload import MapPayload, Response, decode_verdict, encode
 from inspectd.settings import MqttSettings
 
 TOPICS = Topics("line1-cell3")
+MOSQUITTO_LOOKS_EVERY_S = 5  # for who is silent; measured with 2.0.11
 PATIENT_S = 60  # a keep-alive that no stopped broker outlasts within a test
 
 
@@ -541,6 +542,7 @@ def test_a_broker_that_refuses_is_reported_once_in_words(
     broker_directory, build, caplog, monkeypatch
 ):
     monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 0.1)
+    monkeypatch.setattr(standing_module, "REFUSED_RETRY_S", 0.1)
     with PrivateBroker(broker_directory, settings=["allow_anonymous false"]) as broker:
         station = build(broker.port)
         station.start()
@@ -625,6 +627,18 @@ def test_a_request_is_handed_over_with_all_that_an_answer_needs(running, broker,
     assert not message.retain
 
 
+@pytest.mark.parametrize("topic", [TOPICS.verdict, TOPICS.availability, TOPICS.request("reload")])
+def test_an_answer_is_never_given_where_the_station_says_something_else(
+    running, broker, subscribe, topic
+):
+    properties = Properties(PacketTypes.PUBLISH)
+    properties.ResponseTopic = topic
+    subscribe(broker).publish(TOPICS.request("trigger"), b"{}", properties=properties)
+    assert running.request_came.wait(TIMEOUT_S)
+    ((_, message),) = running.requests
+    assert message.response_topic is None
+
+
 def test_a_retained_request_is_known_as_such(broker, build, subscribe):
     subscribe(broker).publish(TOPICS.request("trigger"), b"", retain=False, properties=None)
     subscribe(broker).publish(TOPICS.request("reload"), b"{}", retain=True, properties=None)
@@ -647,3 +661,37 @@ def test_an_error_in_the_handler_of_a_request_does_not_end_the_connection(
     subscriber.publish(TOPICS.request("trigger"), b"again", properties=None)
     assert running.request_came.wait(TIMEOUT_S)
     assert running.requests[0][1].payload == b"again"
+
+
+def test_what_was_acknowledged_is_marked_in_the_journal_that_it_is_of(broker, build):
+    """The outbox hears of another journal later than the journal is there."""
+    station = build(broker.port)
+    told = station.journal.id
+    marked = []
+
+    class Ahead:
+        """The store when the event still waits."""
+
+        id = told
+        last_seq = station.journal.last_seq
+        unsent = station.journal.unsent
+        unsent_count = station.journal.unsent_count
+
+        def mark_sent(self, seqs, journal_id=None):
+            marked.append((list(seqs), journal_id))
+            station.journal.mark_sent(seqs, journal_id)
+
+    station.outbox._store = Ahead()
+    station.start()
+    station.commit()
+    assert eventually(lambda: marked)
+    station.outbox.journal_replaced("another")
+    station.commit()
+    assert eventually(lambda: len(marked) == 2)
+    assert marked == [([1], told), ([2], "another")]
+
+
+def test_a_station_that_vanished_is_said_to_be_offline_within_ten_seconds():
+    """A broker waits for half as long again as the keep-alive [MQTT-3.1.2-22]."""
+    silence_s = 1.5 * MqttSettings().keepalive_s
+    assert silence_s + MOSQUITTO_LOOKS_EVERY_S < 8.5

@@ -20,7 +20,7 @@ from impostor import Impostor
 from tls import Authority, password_lines, tls_lines
 
 from inspectd.commands.private_broker import HOST, PrivateBroker
-from inspectd.errors import PermanentError
+from inspectd.errors import BrokerState, PermanentError
 from inspectd.mqtt import connection as connection_module
 from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.access import read_access
@@ -163,6 +163,7 @@ def start(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 0.05)
+    monkeypatch.setattr(standing_module, "REFUSED_RETRY_S", 0.05)
     clients = []
 
     def make(port, *, host=HOST, **settings):
@@ -337,7 +338,7 @@ def test_what_only_a_person_can_cure_is_not_hammered(
     broker_directory, start, tmp_path, monkeypatch, settings
 ):
     monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 2.0)
-    monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 30.0)
+    monkeypatch.setattr(standing_module, "REFUSED_RETRY_S", 30.0)
     (tmp_path / "password").write_text("wrong")
     lines = password_lines(broker_directory, "cell3", SECRET)
     with PrivateBroker(broker_directory, settings=lines) as broker:
@@ -346,6 +347,33 @@ def test_what_only_a_person_can_cure_is_not_hammered(
         assert client._retry_delay_s == 30.0
         client.stop()  # does not wait for it
     assert not client._thread.is_alive()
+
+
+def test_a_file_that_was_corrected_is_tried_at_once(
+    broker_directory, start, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(standing_module, "REFUSED_RETRY_S", 300.0)
+    (tmp_path / "password").write_text("wrong")
+    lines = password_lines(broker_directory, "cell3", SECRET)
+    with PrivateBroker(broker_directory, settings=lines) as broker:
+        client = start(broker.port, username="cell3", password_file="password")
+        assert eventually(lambda: client.state is BrokerState.REFUSED_CREDENTIALS)
+        (tmp_path / "password").unlink()
+        assert eventually(lambda: client.state is BrokerState.UNUSABLE_FILE)
+        (tmp_path / "password").write_text(SECRET)
+        assert client.listener.came.wait(TIMEOUT_S)
+        assert client.state is BrokerState.CONNECTED
+        assert "a password or certificate file has changed" in caplog.text
+        client.stop()
+    # Without a change it waits.
+    (tmp_path / "password").write_text("wrong")
+    with PrivateBroker(broker_directory, settings=lines) as broker:
+        client = start(broker.port, username="cell3", password_file="password")
+        assert eventually(lambda: client._retry_delay_s > 0)
+        caplog.clear()
+        client._thread.join(2.5 * standing_module.LOOK_S)
+        assert not caplog.text
+        client.stop()
 
 
 @pytest.fixture

@@ -103,6 +103,17 @@ def test_whoever_else_finds_it_damaged_is_told_and_a_new_one_is_begun_once(
     assert recorder.commit(a_verdict()).seq == 1
 
 
+def test_rows_of_the_old_journal_mark_none_of_the_new_one(tmp_path: Path, make: Make):
+    recorder, journal = make(tmp_path)
+    damage(journal)
+    before = recorder.id
+    recorder.commit(a_verdict())
+    recorder.mark_sent([1], before)  # acknowledged just before, marked after
+    assert recorder.unsent_count() == 1
+    recorder.mark_sent([1], recorder.id)
+    assert recorder.unsent_count() == 0
+
+
 def test_a_new_journal_that_cannot_be_begun_is_tried_again_with_the_next_verdict(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, replaced: list[str]
 ):

@@ -31,7 +31,8 @@ from inspectd.errors import ControlError
 from inspectd.payload import json_schemas
 from inspectd.references import ReferenceStore
 from inspectd.reload import PROBLEMS_TOLD, Reloader
-from inspectd.settings import Program
+from inspectd.service import Service
+from inspectd.settings import Program, Settings
 from inspectd.teaching import Candidate, teach
 
 ALL = "[trigger, program, reload, lot, teach, limits, snapshot, resend]"
@@ -436,6 +437,38 @@ def test_a_subscriber_sees_statistics_heartbeat_and_home_assistant_and_the_disk_
     assert subscriber.received("homeassistant/device/inspectd_cell/config")
     archive = station.folder / "state" / "cell" / "archive"
     assert len(list(archive.rglob("*.json"))) == 2
+
+
+def test_settings_that_are_being_put_in_force_while_the_station_stops_leave_nothing_running(
+    make_station: Callable[..., Station], monkeypatch: pytest.MonkeyPatch
+):
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=1)
+    station.teach()
+    service = Service(load(station.file))
+    adopt = service._broker.adopt
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def hesitate(settings: Settings) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        adopt(settings)
+        done.set()
+
+    monkeypatch.setattr(service._broker, "adopt", hesitate)
+    main = threading.Thread(target=service.run)
+    main.start()
+    assert eventually(lambda: service._state.payload.state == "judging", 30)
+    rewrite(station.file, "port: 1}", "port: 2}")  # a connection that is begun anew
+    assert begun.wait(30)
+    service.request_stop()
+    main.join(1.0)  # time enough to close what would be begun after it
+    go_on.set()
+    main.join(30)
+    assert not main.is_alive()
+    assert done.wait(30)
+    assert not service._broker._client._thread.is_alive()
+    with pytest.raises(ControlError, match="is stopping"):
+        service._adopt(load(station.file))
 
 
 def test_a_reload_that_is_asked_for_while_the_station_stops_does_not_end_it_otherwise(

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from inspectd.errors import ControlError
+from inspectd.journal import Answer
 from inspectd.mqtt.connection import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
 from inspectd.payload import Response
-from inspectd.requests import TYPES, WAITING, Requests
+from inspectd.requests import REPEATED_WITHIN_S, TYPES, WAITING, Requests
 
 
 class Answers:
@@ -21,9 +23,11 @@ class Answers:
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], bytes] = {}
+        self.at = datetime.now(UTC)
 
-    def find_answer(self, request: str, transaction: str) -> bytes | None:
-        return self.kept.get((request, transaction))
+    def find_answer(self, request: str, transaction: str) -> Answer | None:
+        response = self.kept.get((request, transaction))
+        return None if response is None else Answer(self.at, response)
 
     def keep_answer(self, request: str, transaction: str, response: bytes) -> None:
         self.kept[request, transaction] = response
@@ -91,6 +95,20 @@ def test_what_was_done_is_done_once_by_its_transaction(bench: Bench, answers: An
     again.ask("lot", b'{"name": null, "transaction": "t"}')  # of another request: another one
     assert again.answered(2).detail == "did lot"
     again.requests.stop()
+
+
+@pytest.mark.parametrize("age_s", [REPEATED_WITHIN_S + 1, -60.0], ids=["old", "clock set back"])
+def test_a_transaction_that_is_used_again_much_later_is_another_request(
+    bench: Bench, answers: Answers, age_s: float
+):
+    bench.ask("program", b'{"program": "a", "transaction": "1"}')
+    assert bench.answered(1).ok
+    answers.at = datetime.now(UTC) - timedelta(seconds=age_s)
+    bench.ask("program", b'{"program": "b", "transaction": "1"}')
+    answer = bench.answered(2)
+    assert not answer.ok
+    assert "transaction of its own" in (answer.error or "")
+    assert bench.happened == ["program"]
 
 
 @pytest.mark.parametrize(

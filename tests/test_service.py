@@ -3,12 +3,14 @@
 import json
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,13 @@ from station import (
     wait_until_available,
     write_pictures,
 )
+from verdicts import a_verdict
 
 from inspectd import config, programs
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.inspector import Inspector
+from inspectd.journal import Journal
+from inspectd.requests import REPEATED_WITHIN_S
 from inspectd.service import Service
 from inspectd.settings import Program
 from inspectd.teaching import Lesson
@@ -281,6 +286,30 @@ def test_requests(
     assert decoded(subscriber, answers)[seen + 2] == first
     assert len(station.rows()) == 3
     assert service.stop() == 0
+
+
+def test_an_old_pass_is_no_answer_to_a_requester_that_counts_anew(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+):
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST, port=broker.port)
+    station.teach()
+    ages_s = {"fresh": 60, "old": REPEATED_WITHIN_S + 60, "of a clock that was set back": -60}
+    with Journal.open(station.journal) as journal:
+        for transaction, age_s in ages_s.items():
+            at = datetime.now(UTC) - timedelta(seconds=age_s)
+            journal.commit(a_verdict(transaction=transaction, triggered_at=at))
+    subscriber = subscribe(broker)
+    station.start()
+    wait_until_available(subscriber)
+    for transaction in ages_s:
+        request(subscriber, {"transaction": transaction})
+    subscriber.wait_for(TOPICS.response("trigger"), len(ages_s))
+    fresh, *others = decoded(subscriber, TOPICS.response("trigger"))
+    assert (fresh["ok"], fresh["verdict"]["verdict"], fresh["verdict"]["seq"]) == (True, "PASS", 1)
+    for answer in others:
+        assert (answer["ok"], answer["verdict"]) == (False, None)
+        assert answer["error"].startswith(f"NOT_JUDGED: transaction {answer['transaction']} was")
+    assert len(station.rows()) == len(ages_s)
 
 
 def test_every_trigger_of_a_burst_is_answered(
@@ -612,6 +641,58 @@ def disk_full(pid: int, journal: Path) -> Iterator[None]:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (used, free[1]))
     yield
     resource.prlimit(pid, resource.RLIMIT_FSIZE, free)
+
+
+def overwrite(journal: Path, begin: int) -> None:
+    """As a failing memory card or a mistaken hand might: everything from one byte on."""
+    with closing(sqlite3.connect(journal)) as other:
+        # Else what stands in the WAL, and in the process's memory, would still be right.
+        other.execute("UPDATE meta SET value = value")
+        other.commit()
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with journal.open("r+b") as file:
+            file.seek(begin)
+            file.write(b"\xa5" * (journal.stat().st_size - begin))
+
+
+@pytest.mark.parametrize("begin", [4096, 0], ids=["in the middle", "all of it"])
+def test_a_journal_that_is_overwritten_while_the_service_runs_is_replaced_and_it_goes_on(
+    make_station: Callable[..., Station],
+    broker: PrivateBroker,
+    subscribe: Subscribe,
+    begin: int,
+):
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 30, trigger=ON_REQUEST, port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    for part in range(8):
+        request(subscriber, {"part_id": str(part), "transaction": f"t{part}"})
+    before = wait_for_verdicts(subscriber, 8)[-1]
+    assert eventually(lambda: all(sent for _, _, sent in station.rows()))
+
+    overwrite(station.journal, begin)
+    request(subscriber, {"part_id": "after", "transaction": "t8"})
+    (after,) = (v for v in wait_for_verdicts(subscriber, 9) if v["part_id"] == "after")
+    assert (after["seq"], after["verdict"]) == (1, "PASS")
+    assert after["journal_id"] != before["journal_id"]
+    told = wait_until(subscriber, TOPICS.state, lambda raw: b"the journal was damaged" in raw)
+    assert json.loads(told)["state"] == "judging"
+    assert decoded(subscriber, TOPICS.state)[-1]["journal_id"] == after["journal_id"]
+    (aside,) = (f for f in station.journal.parent.glob("*.damaged-*Z"))
+    assert aside.stat().st_size >= 4096
+
+    # And it goes on, in the same process, and with the new journal after the next start.
+    assert eventually(lambda: station.rows() == [(1, after["id"], True)])
+    assert service.stop() == 0, service.log
+    assert service.log.count("is damaged") == 1
+    assert "Traceback" not in service.log
+    station.start()
+    wait_until_available(subscriber, 2)
+    request(subscriber, {"part_id": "again"})
+    assert wait_for_verdicts(subscriber, 10)[-1]["journal_id"] == after["journal_id"]
+    assert len(list(station.journal.parent.glob("*.damaged-*Z"))) == 1
 
 
 def test_without_a_journal_there_is_no_verdict_and_the_station_comes_back_by_itself(

@@ -11,13 +11,15 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from inspectd.camera import Camera, Opened
-from inspectd.errors import CameraLost
+from inspectd.errors import CameraHung, CameraLost
 from inspectd.records import Frame
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 0.5
 """How long a driver may overrun the time that it was given."""
+OPEN_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 1.0
 
 _Result = TypeVar("_Result")
 _REMEDY = "check the camera's cable and power; if it stays so, restart inspectd"
@@ -36,7 +38,10 @@ class Guarded(Opened):
     """
 
     def __init__(
-        self, camera: Camera, open_timeout_s: float = 20.0, close_timeout_s: float = 1.0
+        self,
+        camera: Camera,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
         """Args:
         camera: the driver; from now on nobody else uses it.
@@ -58,13 +63,13 @@ class Guarded(Opened):
         """As in `Camera.open`.
 
         Raises:
-            CameraLost: also when the driver does not answer in time, or hangs still in a call of
-                an earlier opening.
+            CameraHung: the driver does not answer in time, or hangs still in a call of an earlier
+                opening.
         """
         self.close()
         with self._lock:
             if self._left is not None and self._left.alive:
-                raise CameraLost(
+                raise CameraHung(
                     f"the camera's driver hangs still in {self._left.hangs_in}; it can be opened "
                     f"when it has come back: {_REMEDY}"
                 )
@@ -74,7 +79,7 @@ class Guarded(Opened):
             opening.open(self._open_timeout_s)
         except _NoAnswer:
             self._give_up(opening)
-            raise CameraLost(
+            raise CameraHung(
                 f"the camera's driver does not answer: it was not open within "
                 f"{self._open_timeout_s:g} s: {_REMEDY}"
             ) from None
@@ -86,7 +91,7 @@ class Guarded(Opened):
         """As in `Camera.capture`.
 
         Raises:
-            CameraLost: also when the driver does not answer in time; the camera is closed then.
+            CameraHung: the driver does not answer in time; the camera is closed then.
         """
         opening = self._opening
         if opening is None:
@@ -97,7 +102,7 @@ class Guarded(Opened):
             return opening.capture(after_ns, timeout_s, whole, limit_s)
         except _NoAnswer:
             self._give_up(opening)
-            raise CameraLost(
+            raise CameraHung(
                 f"the camera's driver does not answer: neither a picture nor an error within "
                 f"{limit_s:.3g} s: {_REMEDY}"
             ) from None

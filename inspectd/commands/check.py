@@ -8,6 +8,7 @@ import typer
 
 from inspectd.config import load
 from inspectd.errors import Problem, SettingsError
+from inspectd.settings import CREDENTIALS
 
 
 def check(path: Path) -> int:
@@ -30,6 +31,10 @@ def check(path: Path) -> int:
     typer.echo(f"  program   {station.program}: {settings.program.description or '-'}")
     typer.echo(f"  programs  {', '.join(sorted(settings.programs))}")
     typer.echo(f"  hash      {settings.hash}")
+    tls = station.mqtt.tls
+    for secret in (station.mqtt.password_file, tls.key if tls else None):
+        if secret is not None and secret.startswith(CREDENTIALS):
+            typer.echo(f"  secret    {secret} is seen by the service alone: systemd hands it over")
     return 0
 
 

@@ -1,4 +1,6 @@
-"""``inspectd schema``: the JSON Schemas of the settings files and of the payloads."""
+"""``inspectd schema``: the JSON Schemas of the settings files and of the payloads; or the settings
+as a page for people.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import json
 import typer
 
 from inspectd import config, payload
+from inspectd.config.reference import markdown
 from inspectd.config.words import did_you_mean
 
 
@@ -24,4 +27,10 @@ def schema(which: str | None) -> int:
         return 2
     chosen = schemas if which is None else schemas[which]
     typer.echo(json.dumps(chosen, indent=2, ensure_ascii=False))
+    return 0
+
+
+def reference() -> int:
+    """Prints docs/settings.md."""
+    typer.echo(markdown(), nl=False)
     return 0

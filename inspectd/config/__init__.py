@@ -182,7 +182,7 @@ def _no_such_program(walk: Walk, name: str, folder: Path, known: list[str]) -> P
     there = f"the programs there are {', '.join(known)}" if known else "there are no programs yet"
     return Problem(
         file=walk.name,
-        line=walk.lines["program"],
+        line=walk.lines.get("program", 1),
         key="program",
         message=f"there is no file {folder / name}.yaml; {there}",
         hint=words.did_you_mean(name, known),

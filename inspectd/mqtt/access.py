@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from inspectd.errors import PermanentError
-from inspectd.settings import MqttSettings, TlsSettings
+from inspectd.settings import CREDENTIALS, MqttSettings, TlsSettings
 
 LONGEST_PASSWORD = 65535
 """In bytes; MQTT has no room for more."""
@@ -25,6 +26,21 @@ class Access:
     username: str | None
     password: str | None = field(repr=False)
     tls: ssl.SSLContext | None
+
+
+def stamp(settings: MqttSettings, resolve: Callable[[str], Path]) -> tuple[object, ...]:
+    """What `read_access` would read, seen from outside: another stamp once a file has changed."""
+    tls = settings.tls or TlsSettings()
+    named = (settings.password_file, tls.ca, tls.certificate, tls.key)
+    return tuple(_stamp_of(resolve(path)) for path in named if path is not None)
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # a name that no file could have
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def read_access(settings: MqttSettings, resolve: Callable[[str], Path]) -> Access:
@@ -55,7 +71,9 @@ def _read_password(path: Path) -> str:
         ) from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password:
-        raise PermanentError(f"{key}: {path} is empty; write the password into it, nothing else")
+        raise PermanentError(
+            f"{key}: {path} is empty; write the password into {_source_of(path)}, nothing else"
+        )
     if "\n" in password or len(content) > LONGEST_PASSWORD:
         raise PermanentError(
             f"{key}: {path} holds more than a password; it must hold one line and nothing else"
@@ -113,8 +131,9 @@ def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path) -> Non
             else ("certificate", "mqtt.tls.certificate", certificate)
         )
         raise PermanentError(
-            f"{name}: {path} holds no {what} that can be used; it must be in PEM form (-----BEGIN) "
-            f"and not too weak for this system ({error.reason or 'cannot be read'})"
+            f"{name}: {path} holds no {what} that can be used; {_source_of(path)} must be in PEM "
+            f"form (-----BEGIN) and not too weak for this system "
+            f"({error.reason or 'cannot be read'})"
         ) from error
 
 
@@ -150,7 +169,26 @@ def _read(path: Path, key: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        if CREDENTIALS in path.parts:
+            raise PermanentError(
+                f"{key}: {CREDENTIALS}/{path.name} is seen by the service alone, to which systemd "
+                "hands it at the start; whoever else needs it, as `inspectd doctor` does, must be "
+                "given a file of their own"
+            ) from error
         raise PermanentError(
             f"{key}: {path} cannot be read: {error.strerror}; the file must be there, and readable "
             "by the user that inspectd runs as"
         ) from error
+
+
+def _source_of(path: Path) -> str:
+    """Where a person changes the content of a file, in words."""
+    folder = os.environ.get(CREDENTIALS[1:])
+    if folder is None or not path.is_relative_to(folder):
+        return "it"
+    # Systemd names the folder after the unit: inspectd@NAME.service.
+    instance = Path(folder).name.partition("@")[2].removesuffix(".service") or "NAME"
+    return (
+        f"/etc/inspectd/credentials/{instance}.{path.name} (only root may read it; systemd hands "
+        "it over at the next start)"
+    )

@@ -20,11 +20,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from inspectd.errors import BrokerUnavailable, MessageTooLarge
-from inspectd.mqtt.access import read_access
+from inspectd.errors import BrokerState, BrokerUnavailable, MessageTooLarge
+from inspectd.mqtt import words
+from inspectd.mqtt.access import read_access, stamp
 from inspectd.mqtt.connection import Connection, RequestMessage, Terms, Will
 from inspectd.mqtt.held import HeldBack
 from inspectd.mqtt.standing import StandingConnection
@@ -89,7 +91,11 @@ class MqttClient(StandingConnection):
         ``subscriptions`` are further topics (without wildcards), and who is given their payloads,
         on the same thread.
         """
-        super().__init__(f"{settings.host}:{settings.port}", f"mqtt-{client_id}")
+        super().__init__(
+            f"{settings.host}:{settings.port}",
+            f"mqtt-{client_id}",
+            partial(stamp, settings, resolve),
+        )
         self._settings = settings
         self._topics = topics
         self._client_id = client_id
@@ -101,7 +107,9 @@ class MqttClient(StandingConnection):
         self._retained_lock = threading.Lock()
         self._retained = {topics.availability: OFFLINE}
         self._connection: Connection | None = None
-        self._refused_size: set[str] = set()
+        # Of the retained topics; replaced as a whole, for it is read from any thread.
+        self._refused: dict[str, str] = {}
+        self._retained_sent: dict[int, str] = {}
         self._terms = Terms()
         self._keeps_session = True
         self._marker: _Marker | None = None
@@ -111,6 +119,22 @@ class MqttClient(StandingConnection):
     @property
     def is_connected(self) -> bool:
         return self._connection is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, or which retained topics the broker refuses; else empty."""
+        return super().trouble or "; ".join(
+            f"the MQTT broker refuses messages on {topic}: {refusal}"
+            for topic, refusal in self._refused.items()
+        )
+
+    @property
+    def state(self) -> BrokerState:
+        """The same in a word."""
+        state, refused = super().state, self._refused
+        if state is not BrokerState.CONNECTED or not refused:
+            return state
+        return min(map(words.state_of_refusal, refused.values()))
 
     def start(self, listener: Listener) -> None:
         """Connect in the background; returns at once. Once only."""
@@ -166,13 +190,19 @@ class MqttClient(StandingConnection):
         # Without a connection it goes out with the next one.
         with contextlib.suppress(BrokerUnavailable):
             try:
-                connection.publish(topic, payload, retain=True)
+                # An answer that is faster than this line goes unnoticed; the topic comes again.
+                self._retained_sent[connection.publish(topic, payload, retain=True).mid] = topic
             except MessageTooLarge as error:
-                if topic not in self._refused_size:
-                    self._refused_size.add(topic)
-                    _logger.error(
-                        "%s cannot be sent to the MQTT broker %s: %s", topic, self.broker, error
-                    )
+                self._note_refusal(topic, str(error))
+
+    def _note_refusal(self, topic: str, refusal: str | None) -> None:
+        """Of a retained topic; None: the broker takes it."""
+        others = {other: why for other, why in self._refused.items() if other != topic}
+        if refusal is not None:
+            if topic not in self._refused:
+                _logger.error("the MQTT broker refuses messages on %s: %s", topic, refusal)
+            others[topic] = self._refused.get(topic, refusal)
+        self._refused = others
 
     def set_available(self, available: bool) -> None:
         """Publish `availability`, now and on every later connection."""
@@ -253,7 +283,8 @@ class MqttClient(StandingConnection):
         self._stands()
         self._marker = _Marker(uuid.uuid4().hex.encode()) if connection.session_present else None
         self._held, self._held_mid = HeldBack(), None
-        self._refused_size.clear()
+        self._refused = {}
+        self._retained_sent.clear()
         for topic in (self._topics.request("+"), *self._subscriptions):
             connection.subscribe(topic)
         if self._marker is not None:
@@ -280,6 +311,8 @@ class MqttClient(StandingConnection):
         if self._marker is not None and self._marker.mid == mid and refusal is not None:
             assert self._connection is not None
             self._give_up_session(self._connection, refusal)
+        if (topic := self._retained_sent.pop(mid, None)) is not None:
+            self._note_refusal(topic, refusal)
         if self._held_mid == mid and refusal is not None and self._connection is not None:
             self._give_up_session(self._connection, refusal)
         if self._listener is not None:
@@ -333,11 +366,11 @@ class MqttClient(StandingConnection):
 
     def _answerable(self, name: str, message: RequestMessage) -> RequestMessage:
         asked = message.response_topic
-        if asked is None or _publishable(asked):
+        if asked is None or (_publishable(asked) and not self._topics.is_reserved(asked)):
             return message
         _logger.warning(
-            "request/%s names a response topic that cannot be published to (%r); "
-            "it is answered on %s",
+            "request/%s names a response topic that cannot be published to, or is one of the "
+            "station's own for something else (%r); it is answered on %s",
             name,
             asked,
             self._topics.response(name),

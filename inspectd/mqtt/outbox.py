@@ -26,7 +26,8 @@ from typing import Protocol
 
 import msgspec
 
-from inspectd.errors import BrokerUnavailable, JournalError, MessageTooLarge
+from inspectd.errors import BrokerState, BrokerUnavailable, JournalError, MessageTooLarge
+from inspectd.mqtt import words
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import MapPayload, Response, VerdictPayload, as_historical, encode
 
@@ -76,8 +77,10 @@ class StoredVerdict(Protocol):
 class Store(Protocol):
     """What the outbox needs of the journal; each may raise JournalError."""
 
+    @property
+    def id(self) -> str: ...
     def unsent(self, after: int, limit: int) -> Sequence[StoredVerdict]: ...
-    def mark_sent(self, seqs: Sequence[int]) -> None: ...
+    def mark_sent(self, seqs: Sequence[int], journal_id: str | None = None) -> None: ...
     def unsent_count(self) -> int: ...
     def last_seq(self) -> int: ...
 
@@ -152,6 +155,8 @@ class Outbox:
         # From here on: touched by the outbox's own thread only.
         self._connected = False
         self._in_flight: dict[int, _Sent] = {}
+        self._journal_id = ""
+        """Of all numbers here; the store may be ahead with a new one."""
         self._to_mark: list[int] = []
         self._mark_at = 0.0
         self._offered_up_to = 0
@@ -166,6 +171,7 @@ class Outbox:
         self._drained: threading.Event | None = None
         # Written by that thread, read by any.
         self._trouble = ""
+        self._state = BrokerState.CONNECTED
 
     # ---- for everyone --------------------------------------------------------------------------
 
@@ -174,12 +180,18 @@ class Outbox:
         """What the broker refuses of late, for a person to read; empty if it takes everything."""
         return self._trouble
 
+    @property
+    def state(self) -> BrokerState:
+        """The same in a word; CONNECTED if it takes everything."""
+        return self._state
+
     def start(self) -> None:
         """Start the thread, before the client and before anything is judged.
 
         Raises:
             JournalError: the journal could not be read.
         """
+        self._journal_id = self._store.id
         self._offered_up_to = self._store.last_seq()
         self._thread.start()
 
@@ -201,13 +213,17 @@ class Outbox:
         """Answer a request; one that cannot be answered now is for the requester to repeat."""
         self._events.put(lambda: self._send_response(reply_to, response))
 
-    def journal_replaced(self) -> None:
+    def journal_replaced(self, journal_id: str) -> None:
         """Another journal was begun, with numbers of its own; call it before the first offer."""
-        self._events.put(self._forget_numbers)
+        self._events.put(lambda: self._forget_numbers(journal_id))
 
     def set_backlog_rate(self, rate: float) -> None:
         """In verdicts a second, at the most."""
         self._backlog_rate = rate
+
+    def ping(self, answer: Callable[[], None]) -> None:
+        """Have a function called on the outbox's thread, which shows that it lives; not to wait."""
+        self._events.put(answer)
 
     def look_back(self) -> None:
         """Rows of the journal are unsent again: they follow with the backlog."""
@@ -305,7 +321,8 @@ class Outbox:
     def _begin_draining(self, drained: threading.Event) -> None:
         self._drained = drained
 
-    def _forget_numbers(self) -> None:
+    def _forget_numbers(self, journal_id: str) -> None:
+        self._journal_id = journal_id
         self._to_mark = []
         self._offered_up_to = 0
         self._backlog_from = None
@@ -316,7 +333,7 @@ class Outbox:
         self._connected = True
         self._refusals.clear()
         self._refused_now.clear()
-        self._trouble = ""
+        self._tell_trouble()
         self._refused_rest_s = 0.0
         self._resting_until = 0.0
         self._rewind_backlog()
@@ -377,10 +394,13 @@ class Outbox:
             f"the MQTT broker refuses messages on {topic}: {refusal}"
             for topic, refusal in self._refused_now.items()
         )
+        self._state = min(
+            map(words.state_of_refusal, self._refused_now.values()), default=BrokerState.CONNECTED
+        )
 
     def _mark(self) -> None:
         if self._to_mark:
-            self._store.mark_sent(self._to_mark)
+            self._store.mark_sent(self._to_mark, self._journal_id)
             self._to_mark = []
 
     # ---- the live lane -------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,7 @@ import msgspec
 from inspectd import __version__
 from inspectd.errors import BrokerUnavailable, JournalError
 from inspectd.mqtt import sparkplug_payload as encoding
-from inspectd.mqtt.access import read_access
+from inspectd.mqtt.access import read_access, stamp
 from inspectd.mqtt.connection import Connection, RequestMessage, Will
 from inspectd.mqtt.sparkplug_memory import Memory
 from inspectd.mqtt.standing import StandingConnection
@@ -105,7 +106,11 @@ class SparkplugNode(StandingConnection):
         """
         if settings.sparkplug is None:
             raise ValueError("mqtt.sparkplug is not set")
-        super().__init__(f"{settings.host}:{settings.port} (Sparkplug)", "sparkplug-mqtt")
+        super().__init__(
+            f"{settings.host}:{settings.port} (Sparkplug)",
+            "sparkplug-mqtt",
+            partial(stamp, settings, resolve),
+        )
         self._settings = settings
         self._client_id = f"inspectd-{station}-sparkplug"
         self._resolve = resolve

@@ -73,3 +73,9 @@ class Topics:
 
     def response(self, name: str) -> str:
         return f"{self.base}/response/{name}"
+
+    def is_reserved(self, topic: str) -> bool:
+        """Whether it is the station's and no place for answers: one on `verdict` would be taken
+        for a verdict.
+        """
+        return topic.startswith(f"{self.base}/") and not topic.startswith(f"{self.base}/response/")

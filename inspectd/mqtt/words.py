@@ -11,7 +11,7 @@ import ssl
 from contextlib import closing
 from datetime import UTC, datetime
 
-from inspectd.errors import BrokerRefused, BrokerUnavailable
+from inspectd.errors import BrokerRefused, BrokerState, BrokerUnavailable
 from inspectd.settings import MqttSettings
 
 NoConnection = BrokerUnavailable | BrokerRefused
@@ -30,6 +30,11 @@ _PERSON_MUST_ACT = {
     "Unsupported protocol version": "the broker must speak MQTT 5 or 3.1.1",
     "Banned": "the broker's administrator has shut this station out",
     "Bad authentication method": "the broker must accept a user name with a password",
+}
+_CREDENTIALS = {
+    "Bad user name or password",
+    "Not authorized",
+    "Bad authentication method",
 }
 _LARGER = (
     "raise its limit for messages, which Mosquitto calls message_size_limit and max_packet_size"
@@ -71,7 +76,10 @@ _PROBE_S = 2.0
 def refused(reason: str) -> NoConnection:
     """The broker has answered the connection with a reason code against it, here by its name."""
     words = f"it refuses the connection: {_with(_PERSON_MUST_ACT | _LOST, reason)}"
-    return BrokerRefused(words) if reason in _PERSON_MUST_ACT else BrokerUnavailable(words)
+    state = BrokerState.REFUSED_CREDENTIALS if reason in _CREDENTIALS else BrokerState.REFUSED
+    if reason in _PERSON_MUST_ACT:
+        return BrokerRefused(words, state)
+    return BrokerUnavailable(words, state)
 
 
 def lost(reason: str) -> str:
@@ -105,6 +113,11 @@ def forbidden(reason: str) -> str:
     return _with(_FORBIDDEN, reason)
 
 
+def state_of_refusal(refusal: str) -> BrokerState:
+    """What `forbidden` or `too_large` has put in words, in a word."""
+    return BrokerState.MESSAGE_TOO_LARGE if _LARGER in refusal else BrokerState.MESSAGES_REFUSED
+
+
 def _with(hints: dict[str, str], reason: str) -> str:
     return f"{reason} ({hints[reason]})" if reason in hints else reason
 
@@ -113,13 +126,15 @@ def not_opened(error: Exception, settings: MqttSettings) -> NoConnection:
     """The connection could not be opened, or its TLS handshake failed."""
     match error:
         case ssl.SSLCertVerificationError():
-            return BrokerRefused(_distrust(error, settings.host))
+            return BrokerRefused(_distrust(error, settings.host), BrokerState.REFUSED_CERTIFICATE)
         case ssl.SSLError():
             return _broken_handshake(error, settings)
         case ValueError():  # no name server could know such a name
-            return BrokerRefused(f"mqtt.host is no name or address of a computer ({error})")
+            return BrokerRefused(
+                f"mqtt.host is no name or address of a computer ({error})", BrokerState.UNREACHABLE
+            )
     if settings.tls is not None and _began_handshake(error):
-        return BrokerUnavailable(_no_tls(settings))
+        return BrokerUnavailable(_no_tls(settings), BrokerState.WRONG_PROTOCOL)
     return BrokerUnavailable(_unreachable(error))
 
 
@@ -150,16 +165,19 @@ def broken_off(error: BaseException | None, settings: MqttSettings) -> NoConnect
     """
     if isinstance(error, TimeoutError):
         return BrokerUnavailable(
-            "it takes the connection but does not answer (does it hang, or is it no MQTT broker?)"
+            "it takes the connection but does not answer (does it hang, or is it no MQTT broker?)",
+            BrokerState.SILENT,
         )
     if settings.tls is None and _speaks_tls(settings.host, settings.port):
         return BrokerRefused(
             "it expects TLS on this port: add mqtt.tls with the broker's authority (ca), or take "
-            "its port without TLS"
+            "its port without TLS",
+            BrokerState.WRONG_PROTOCOL,
         )
     if settings.tls is None or not isinstance(error, OSError | None):
         return BrokerUnavailable(
-            "it takes the connection but gives no proper answer (is it an MQTT broker?)"
+            "it takes the connection but gives no proper answer (is it an MQTT broker?)",
+            BrokerState.WRONG_PROTOCOL,
         )
     # With TLS 1.3 the handshake is over on this side before the broker looks at the certificate.
     return _own_certificate(error, settings)
@@ -200,12 +218,15 @@ def _broken_handshake(error: ssl.SSLError, settings: MqttSettings) -> NoConnecti
     if "ALERT" in reason and "PROTOCOL_VERSION" not in reason:
         return _own_certificate(error, settings)
     if reason in {"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"}:
-        return BrokerRefused("it speaks no TLS of version 1.2 or later; the broker must be updated")
+        return BrokerRefused(
+            "it speaks no TLS of version 1.2 or later; the broker must be updated",
+            BrokerState.WRONG_PROTOCOL,
+        )
     if reason == "WRONG_VERSION_NUMBER":
-        return BrokerRefused(_no_tls(settings))
+        return BrokerRefused(_no_tls(settings), BrokerState.WRONG_PROTOCOL)
     if isinstance(error, ssl.SSLEOFError):
-        return BrokerUnavailable(_no_tls(settings))
-    return BrokerRefused(f"the TLS handshake failed: {reason or error}")
+        return BrokerUnavailable(_no_tls(settings), BrokerState.WRONG_PROTOCOL)
+    return BrokerRefused(f"the TLS handshake failed: {reason or error}", BrokerState.WRONG_PROTOCOL)
 
 
 def _no_tls(settings: MqttSettings) -> str:
@@ -220,18 +241,20 @@ def _own_certificate(error: BaseException | None, settings: MqttSettings) -> NoC
     reason = (isinstance(error, ssl.SSLError) and error.reason) or ""
     for ending, words in _ALERTS.items():
         if reason.endswith(ending):
-            return BrokerRefused(words)
+            return BrokerRefused(words, BrokerState.REFUSED_CERTIFICATE)
     # Without a reason the broker may also be about to stop; with TLS 1.3 the reason is often lost
     # when the connection is.
     kind = BrokerRefused if reason else Guess
     if settings.tls is not None and settings.tls.certificate is None:
         return kind(
             "it ends the TLS connection at once, as a broker does that wants a certificate of the "
-            "station: set mqtt.tls.certificate and mqtt.tls.key"
+            "station: set mqtt.tls.certificate and mqtt.tls.key",
+            BrokerState.REFUSED_CERTIFICATE,
         )
     return kind(
         "it ends the TLS connection at once; does the broker trust the station's own certificate "
-        "(mqtt.tls.certificate)?"
+        "(mqtt.tls.certificate)?",
+        BrokerState.REFUSED_CERTIFICATE,
     )
 
 

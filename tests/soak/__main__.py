@@ -12,8 +12,9 @@ from soak.fuzz import fuzz
 from soak.load import load
 from soak.outage import outage
 from soak.report import Report
+from soak.switch import switch
 
-SCENARIOS: tuple[Callable[..., Report], ...] = (chaos, outage, fuzz, load, faults)
+SCENARIOS: tuple[Callable[..., Report], ...] = (chaos, outage, fuzz, load, switch, faults)
 WIDTH = 100
 
 app = typer.Typer(help="The station's guarantees at full length; without a scenario, all of them.")

@@ -149,7 +149,7 @@ class _Line:
             since = self._last_offline() or since
             self._time("online after the network's return", partial(wait_online, since=since))
         else:
-            self._proxy.stall(self._stall_s / 4)  # shorter than the keep-alive: nobody notices
+            self._proxy.stall(self._stall_s / 8)  # shorter than the keep-alive: nobody notices
             self._time("online after a stall", wait_online)
 
     def show(self) -> None:

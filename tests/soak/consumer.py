@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import paho.mqtt.client as paho
-from broker import eventually
+from broker import at_once, eventually
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -58,6 +58,7 @@ class Consumer:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
+        self._client.on_socket_open = at_once
         self._session = Properties(PacketTypes.CONNECT)
         self._session.SessionExpiryInterval = 3600
         self._port = port

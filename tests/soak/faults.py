@@ -15,6 +15,7 @@ from tls import Authority, password_lines, tls_lines
 from inspectd import config
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.control import StatusRequest, ask
+from inspectd.errors import BrokerState
 from inspectd.payload import StatePayload
 from soak.proxy import Proxy
 from soak.report import Report
@@ -32,11 +33,13 @@ class Fault:
 
     Attributes:
         keys: of ``mqtt`` in the station file, in YAML.
+        named: what `state` must call it.
         words: what the log must say; the reason and the remedy.
     """
 
     broker: AbstractContextManager[int]
     keys: str
+    named: BrokerState
     words: tuple[str, ...]
 
 
@@ -64,7 +67,7 @@ def _watch(report: Report, name: str, folder: Path, fault: Fault, watch_s: float
             service = station.start()
             said = eventually(lambda: all(word in service.log for word in fault.words), LOG_S)
             time.sleep(watch_s)
-            state = _state(station)
+            state = _state(station, fault.named)
             lines = _trouble(service)
             service.stop()
     report.demand(said, f"{name}: the log does not say {fault.words}:\n{service.log[-1500:]}")
@@ -72,26 +75,32 @@ def _watch(report: Report, name: str, folder: Path, fault: Fault, watch_s: float
         state is not None and state.state == "judging" and bool(station.rows()),
         f"{name}: a broker's fault stops the judging: {state}",
     )
+    report.demand(
+        state is not None and state.broker is fault.named and any(state.notes),
+        f"{name}: the state does not name it {fault.named}, with a note: {state}",
+    )
     report.violations += [f"{name}: in the log: {line}" for line in crashes(station)]
     waits = [later - at for at, later in pairwise(proxy.attempts)]
     report.demand(
         min(waits, default=BETWEEN_ATTEMPTS_S) >= BETWEEN_ATTEMPTS_S,
         f"{name}: tried again after {min(waits, default=0.0):.2f} s",
     )
-    report.figure(f"{name}: state", state.state if state else "none")
+    report.figure(f"{name}: state", state.broker if state else "none")
     report.figure(f"{name}: connections", len(proxy.attempts))
     report.figure(f"{name}: log lines on it", len(lines), at_most=LOG_LINES)
     report.note(f"{name}: {lines[0] if lines else 'not a word'}")
 
 
-def _state(station: Station) -> StatePayload | None:
-    """By the control socket: over MQTT nobody can hear it."""
+def _state(station: Station, broker: BrokerState) -> StatePayload | None:
+    """The last one, by the control socket, for over MQTT nobody can hear it; it may take a while
+    to settle."""
     answered: list[StatePayload | None] = []
 
     def told() -> bool:
         reply = ask(config.load(station.file).control_socket, StatusRequest())
         answered.append(reply.state if reply else None)
-        return answered[-1] is not None and answered[-1].state == "judging"
+        last = answered[-1]
+        return last is not None and last.state == "judging" and last.broker is broker
 
     eventually(told, START_S)
     return answered[-1]
@@ -128,6 +137,7 @@ def _wrong_password(folder: Path) -> Fault:
     return Fault(
         _broker(folder, password_lines(folder, "cell", "right")),
         "username: cell, password_file: password",
+        BrokerState.REFUSED_CREDENTIALS,
         ("it refuses the connection", "wrong password", "mqtt.password_file"),
     )
 
@@ -137,6 +147,7 @@ def _expired_certificate(folder: Path) -> Fault:
     return Fault(
         _broker(folder, _readable(tls_lines(plant.issue(days=-1)), folder)),
         f"tls: {{ca: {plant.file}}}",
+        BrokerState.REFUSED_CERTIFICATE,
         ("has expired", "needs a new one"),
     )
 
@@ -146,12 +157,18 @@ def _wrong_authority(folder: Path) -> Fault:
     return Fault(
         _broker(folder, _readable(tls_lines(plant.issue()), folder)),
         f"tls: {{ca: {other.file}}}",
+        BrokerState.REFUSED_CERTIFICATE,
         ("not signed by an authority that this station trusts", "mqtt.tls.ca"),
     )
 
 
 def _says_nothing(_folder: Path) -> Fault:
-    return Fault(_silent(), "keepalive_s: 5", ("takes the connection but does not answer",))
+    return Fault(
+        _silent(),
+        "keepalive_s: 5",
+        BrokerState.SILENT,
+        ("takes the connection but does not answer",),
+    )
 
 
 def _refuses_large_messages(folder: Path) -> Fault:
@@ -159,13 +176,29 @@ def _refuses_large_messages(folder: Path) -> Fault:
     return Fault(
         _broker(folder, ["message_size_limit 6000"]),
         "keepalive_s: 5",
+        BrokerState.MESSAGE_TOO_LARGE,
         ("the MQTT broker refuses messages on", "/heatmap"),
     )
 
 
 def _breaks_off_large_messages(folder: Path) -> Fault:
     """It tells its limit when the station connects, and ends a connection that disregards it."""
-    return Fault(_broker(folder, ["max_packet_size 6000"]), "keepalive_s: 5", ("heatmap",))
+    return Fault(
+        _broker(folder, ["max_packet_size 6000"]),
+        "keepalive_s: 5",
+        BrokerState.MESSAGE_TOO_LARGE,
+        ("the MQTT broker refuses messages on", "/heatmap"),
+    )
+
+
+def _refuses_even_statistics(folder: Path) -> Fault:
+    """Of the retained topics nothing else would tell."""
+    return Fault(
+        _broker(folder, ["message_size_limit 600"]),
+        "keepalive_s: 5",
+        BrokerState.MESSAGE_TOO_LARGE,
+        ("the MQTT broker refuses messages on", "/statistics"),
+    )
 
 
 def _readable(lines: list[str], folder: Path) -> list[str]:
@@ -182,4 +215,5 @@ FAULTS: dict[str, Callable[[Path], Fault]] = {
     "broker that says nothing": _says_nothing,
     "message too large": _refuses_large_messages,
     "packet too large": _breaks_off_large_messages,
+    "retained message too large": _refuses_even_statistics,
 }

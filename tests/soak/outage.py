@@ -65,8 +65,9 @@ def _wait_for_backlog(station: Station, report: Report, late: float) -> float:
     timeout_s = RECONNECT_S + 2 * late / BACKLOG_RATE
 
     def sent() -> bool:
-        # Of the last ones some are always on their way.
-        return all(sent for _, _, sent in station.rows()[:-20])
+        # Of the last ones some are always on their way. Not more: the last of the backlog are right
+        # before the first that went live again.
+        return all(sent for _, _, sent in station.rows()[:-5])
 
     came = eventually(sent, timeout_s)
     report.demand(came, f"the backlog is not sent within {timeout_s:.0f} s")

@@ -69,8 +69,10 @@ class Report:
             console.print(f"VIOLATED: {violation}", style="bold red", markup=False)
         if len(self.violations) > _SHOWN:
             console.print(f"... and {len(self.violations) - _SHOWN} more violations")
-        if not self.violations:
+        if self.sound:
             console.print("every guarantee held", style="green")
+        elif not self.violations:
+            console.print("a figure is beyond what is demanded", style="bold red")
 
 
 def _measured(figure: Figure) -> str:
