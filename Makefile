@@ -7,12 +7,14 @@ ARGS ?=
 PYTHON ?= python3
 export PYTHON CAMERA_SIM
 
-.PHONY: help demo test test-camera test-soak evaluate bench clean
+.PHONY: help demo test test-camera test-system test-arm64 test-soak evaluate bench clean
 
 help:
 	@echo 'make demo         see it work: parts judged, with a broker of its own and a simulated camera'
 	@echo 'make test         run the tests'
 	@echo 'make test-camera  run the tests of the Raspberry Pi camera, before a simulated sensor'
+	@echo 'make test-system  the tests of the installation, in booted containers; needs root'
+	@echo 'make test-arm64   install and judge on an emulated 64-bit Arm; needs root'
 	@echo 'make test-soak    what is guaranteed, at full length (over an hour): make test-soak ARGS=chaos'
 	@echo 'make bench        what an inspection costs'
 	@echo 'make evaluate     measure on labelled photographs: make evaluate DATA=DIR ARGS=--json'
@@ -28,6 +30,15 @@ test:
 
 test-camera:
 	@exec sh deploy/test-camera.sh $(ARGS)
+
+# A test that installs takes longer than others before it is taken for one that hangs.
+test-system:
+	@sh deploy/prepare.sh test
+	@exec .venv/bin/python -m pytest -o faulthandler_timeout=1800 tests/system $(ARGS)
+
+test-arm64:
+	@sh deploy/prepare.sh test
+	@exec .venv/bin/python -m pytest -o faulthandler_timeout=3600 tests/arm64 $(ARGS)
 
 test-soak:
 	@sh deploy/prepare.sh test

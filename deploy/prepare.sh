@@ -7,12 +7,8 @@ cd "$(dirname "$0")/.."
 extra=${1:-}
 python=${PYTHON:-python3}
 
-say() { printf 'inspectd: %s\n' "$*" >&2; }
-fail() { say "$*"; exit 1; }
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
-}
+# shellcheck source=deploy/lib.sh
+. deploy/lib.sh
 
 # install_package PACKAGE WHY WITHOUT_APT
 install_package() {
@@ -20,14 +16,12 @@ install_package() {
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
         fail "the Debian package $1 is needed ($2); as root: apt-get install $1"
     say "installing the Debian package $1: $2"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y "$1" \
-        </dev/null >&2
+    apt_get update
+    apt_get install --no-install-recommends -y "$1"
 }
 
-supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 command -v "$python" >/dev/null || fail "there is no $python here; install Python 3.11, 3.12 or 3.13"
-"$python" -c "$supported" ||
+"$python" -c "$supported_python" ||
     fail "$("$python" --version) is not supported; name another one, such as: make PYTHON=python3.12"
 
 # Debian ships Python without the means to make environments.
@@ -46,13 +40,14 @@ if ! PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null; the
 fi
 
 # An environment that another Python made, or that was moved, is made anew.
-if ! .venv/bin/python -c "$supported" 2>/dev/null; then
+if ! .venv/bin/python -c "$supported_python" 2>/dev/null; then
     say "making the virtual environment .venv"
     rm -rf .venv
     "$python" -m venv .venv >&2
 fi
 
 stamp=".venv/prepared-${extra:-plain}"
+# shellcheck disable=SC3013  # POSIX has no -nt; every shell has
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ deploy/prepare.sh -nt "$stamp" ]; then
     say "installing inspectd and what it needs into .venv (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
