@@ -31,11 +31,6 @@ from inspectd.records import Frame, Image
 
 log = logging.getLogger(__name__)
 
-DECODED_AFTER_S = 0.008
-"""The next picture is decoded when it is asked for, or after so long: the one before is judged
-meanwhile, which decoding would hold up. A real camera costs nothing at that time.
-"""
-
 
 class _Picture(NamedTuple):
     name: str
@@ -123,8 +118,6 @@ class _Playback:
         self._lock = threading.Lock()
         self._pacer = Pacer(rate)
         self._orders: queue.SimpleQueue[Future[_Picture | None] | None] = queue.SimpleQueue()
-        self._wanted = threading.Event()
-        self._wanted.set()
         # A daemon: a network share that hangs must not keep the process from ending.
         self._worker = threading.Thread(target=self._decode, name="replay", daemon=True)
         self._worker.start()
@@ -132,7 +125,6 @@ class _Playback:
 
     def next(self, timeout_s: float) -> _Picture:
         began_ns = time.monotonic_ns()
-        self._wanted.set()
         try:
             picture = self._ahead.result(timeout_s)
         except TimeoutError:
@@ -146,7 +138,6 @@ class _Playback:
         self._pacer.wait(after_ns=0, timeout_s=max(0.0, timeout_s - elapsed_s))
         with self._lock:
             self._pacer.check()
-            self._wanted.clear()
             self._ahead = self._decode_ahead()
         return picture
 
@@ -154,7 +145,6 @@ class _Playback:
         """Ends a waiting `next` and the worker, which finishes the picture it has begun."""
         with self._lock:
             self._pacer.stop()
-        self._wanted.set()
         self._orders.put(None)
         self._worker.join()
         self._pictures.close()
@@ -167,7 +157,6 @@ class _Playback:
     def _decode(self) -> None:
         """On the worker."""
         while (order := self._orders.get()) is not None:
-            self._wanted.wait(DECODED_AFTER_S)
             try:
                 order.set_result(next(self._pictures, None))
             except Exception as error:  # noqa: BLE001 - raised again where the picture is taken
