@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -314,9 +315,15 @@ def test_a_running_station_looks_by_the_references_it_was_just_taught(
 # ---- the terminal --------------------------------------------------------------------------------
 
 
-def read_until(terminal: int, words: str, seen: bytes = b"") -> bytes:
+def read_until(
+    process: subprocess.Popen[bytes], terminal: int, words: str, seen: bytes = b""
+) -> bytes:
     """What comes from a terminal, until it holds the words; they must come before it ends."""
     while words.encode() not in seen:
+        if not select.select([terminal], [], [], PATIENCE_S)[0]:
+            process.send_signal(signal.SIGABRT)  # it then tells where each thread stands
+            process.wait(PATIENCE_S)
+            pytest.fail(f"{words!r} did not come: {os.read(terminal, 65536).decode()}")
         seen += os.read(terminal, 65536)
     return seen
 
@@ -328,16 +335,16 @@ def test_on_a_terminal_the_bars_stay_until_ctrl_c(station: Station):
         terminal, inner = pty.openpty()
     except OSError as error:
         pytest.skip(f"needs a pseudo-terminal: {error}")
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONFAULTHANDLER": "1"}
     environment.pop("NO_COLOR", None)
     with subprocess.Popen(
         command, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True
     ) as process:
         os.close(inner)
         try:
-            seen = read_until(terminal, "frame 2 ")
+            seen = read_until(process, terminal, "frame 2 ")
             process.send_signal(signal.SIGINT)
-            seen = read_until(terminal, "\x1b[?25h", seen)  # the cursor is back
+            seen = read_until(process, terminal, "\x1b[?25h", seen)  # the cursor is back
             assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
