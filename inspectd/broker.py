@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 from inspectd import __version__
 from inspectd.errors import BrokerState, JournalError
 from inspectd.journal import Journal
 from inspectd.mqtt.client import Listener, MqttClient
-from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.connection import PublishOptions, RequestMessage
 from inspectd.mqtt.homeassistant import Announcement, birth_topic, discovery
 from inspectd.mqtt.sparkplug import SparkplugNode
 from inspectd.mqtt.topics import Topics
@@ -171,29 +172,9 @@ class Broker:
 
     # ---- publishing ----------------------------------------------------------------------------
 
-    def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        content_type: str | None = None,
-        expiry_s: int | None = None,
-        correlation_data: bytes | None = None,
-        user_properties: Sequence[tuple[str, str]] = (),
-    ) -> int:
+    def publish(self, topic: str, payload: bytes, **options: Unpack[PublishOptions]) -> int:
         """See `MqttClient.publish`; raises BrokerUnavailable."""
-        return self._client.publish(
-            topic,
-            payload,
-            qos=qos,
-            retain=retain,
-            content_type=content_type,
-            expiry_s=expiry_s,
-            correlation_data=correlation_data,
-            user_properties=user_properties,
-        )
+        return self._client.publish(topic, payload, **options)
 
     def publish_retained(self, topic: str, payload: bytes) -> None:
         """Publish now, if there is a connection, and anew on every later one."""

@@ -18,16 +18,16 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from inspectd.errors import BrokerState, BrokerUnavailable, MessageTooLarge
 from inspectd.mqtt import words
 from inspectd.mqtt.access import read_access, stamp
-from inspectd.mqtt.connection import Connection, RequestMessage, Terms, Will
+from inspectd.mqtt.connection import Connection, PublishOptions, RequestMessage, Terms, Will
 from inspectd.mqtt.held import HeldBack
 from inspectd.mqtt.standing import StandingConnection
 from inspectd.mqtt.topics import OFFLINE, ONLINE, Topics
@@ -141,21 +141,8 @@ class MqttClient(StandingConnection):
         self._listener = listener
         self._thread.start()
 
-    def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        qos: int = 1,
-        retain: bool = False,
-        content_type: str | None = None,
-        expiry_s: int | None = None,
-        correlation_data: bytes | None = None,
-        user_properties: Sequence[tuple[str, str]] = (),
-    ) -> int:
+    def publish(self, topic: str, payload: bytes, **options: Unpack[PublishOptions]) -> int:
         """Hand a message over; never waits.
-
-        The broker need not deliver it any more after ``expiry_s`` seconds.
 
         Returns:
             The message's number; `Listener.acknowledged` names it, maybe before this returns.
@@ -168,16 +155,7 @@ class MqttClient(StandingConnection):
         connection = self._connection
         if connection is None:
             raise self._unavailable()
-        return connection.publish(
-            topic,
-            payload,
-            qos=qos,
-            retain=retain,
-            content_type=content_type,
-            expiry_s=expiry_s,
-            correlation_data=correlation_data,
-            user_properties=user_properties,
-        ).mid
+        return connection.publish(topic, payload, **options).mid
 
     def publish_retained(self, topic: str, payload: bytes) -> None:
         """Publish now, if there is a connection, and anew on every later one."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -56,6 +56,26 @@ _LONGEST_HEADER = 9
 """Bytes of a PUBLISH beside topic, properties and payload: 5 of the header, 2 before the topic, 2
 of the packet's number."""
 _GOODBYE_WITH_WILL = ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message")
+
+
+class PublishOptions(TypedDict, total=False):
+    """How a message is published.
+
+    Attributes:
+        qos: 1 unless said otherwise.
+        retain: the broker keeps it for whoever subscribes later.
+        content_type: a MIME type.
+        expiry_s: seconds after which the broker need not deliver it any more.
+        correlation_data: of the request that it answers.
+        user_properties: names and values.
+    """
+
+    qos: int
+    retain: bool
+    content_type: str | None
+    expiry_s: int | None
+    correlation_data: bytes | None
+    user_properties: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

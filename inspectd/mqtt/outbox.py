@@ -22,12 +22,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import msgspec
 
 from inspectd.errors import BrokerState, BrokerUnavailable, JournalError, MessageTooLarge
 from inspectd.mqtt import words
+from inspectd.mqtt.connection import PublishOptions
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import MapPayload, Response, VerdictPayload, as_historical, encode
 
@@ -88,17 +89,7 @@ class Store(Protocol):
 class Publisher(Protocol):
     """What the outbox needs of the MQTT client."""
 
-    def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        content_type: str | None = None,
-        expiry_s: int | None = None,
-        correlation_data: bytes | None = None,
-        user_properties: Sequence[tuple[str, str]] = (),
-    ) -> int:
+    def publish(self, topic: str, payload: bytes, **options: Unpack[PublishOptions]) -> int:
         """The message's number, which `Outbox.acknowledged` names.
 
         Raises BrokerUnavailable and MessageTooLarge.
@@ -476,23 +467,11 @@ class Outbox:
         payload: bytes,
         *,
         seq: int | None = None,
-        retain: bool = False,
-        content_type: str | None = None,
-        expiry_s: int | None = None,
-        correlation_data: bytes | None = None,
-        user_properties: Sequence[tuple[str, str]] = (),
+        **options: Unpack[PublishOptions],
     ) -> None:
         """What is too large is refused, as if by the broker; raises BrokerUnavailable."""
         try:
-            mid = self._publisher.publish(
-                topic,
-                payload,
-                retain=retain,
-                content_type=content_type,
-                expiry_s=expiry_s,
-                correlation_data=correlation_data,
-                user_properties=user_properties,
-            )
+            mid = self._publisher.publish(topic, payload, **options)
         except MessageTooLarge as error:
             self._note_refusal(topic, str(error))
             if seq is not None:
