@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -30,6 +29,10 @@ from inspectd.errors import (
 from inspectd.records import Frame, Image
 
 log = logging.getLogger(__name__)
+
+_AHEAD = 2
+"""As many pictures lie ready."""
+_REST_S = 0.01
 
 
 class _Picture(NamedTuple):
@@ -110,57 +113,76 @@ class _Source(Protocol):
 
 
 class _Playback:
-    """One opening: its clock, and the thread that decodes one picture ahead."""
+    """One opening: its clock, and the thread that decodes pictures ahead.
+
+    That costs as much as judging one, and a camera delivers them for nothing. So while one picture
+    still lies ready, the next is decoded `_REST_S` after the last was taken, when that is judged.
+    """
 
     def __init__(self, source: _Source, path: Path, rate: float, loop: bool) -> None:
         self._path = path
         self._pictures = self._play(source, loop)
-        self._lock = threading.Lock()
         self._pacer = Pacer(rate)
-        self._orders: queue.SimpleQueue[Future[_Picture | None] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._ready: deque[_Picture | Exception] = deque()
         # A daemon: a network share that hangs must not keep the process from ending.
         self._worker = threading.Thread(target=self._decode, name="replay", daemon=True)
         self._worker.start()
-        self._ahead = self._decode_ahead()
 
     def next(self, timeout_s: float) -> _Picture:
         began_ns = time.monotonic_ns()
-        try:
-            picture = self._ahead.result(timeout_s)
-        except TimeoutError:
-            raise CameraTimeout(
-                f"no picture of {self._path} was decoded within {timeout_s:g} s"
-            ) from None
-        self._pacer.check()
-        if picture is None:
-            raise EndOfFrames(f"{self._path} has come to its end")
+        picture = self._first(timeout_s)
         elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
         self._pacer.wait(after_ns=0, timeout_s=max(0.0, timeout_s - elapsed_s))
-        with self._lock:
+        with self._changed:
             self._pacer.check()
-            self._ahead = self._decode_ahead()
+            self._ready.popleft()
+            self._changed.notify_all()
         return picture
 
     def stop(self) -> None:
         """Ends a waiting `next` and the worker, which finishes the picture it has begun."""
-        with self._lock:
+        with self._changed:
             self._pacer.stop()
-        self._orders.put(None)
+            self._changed.notify_all()
         self._worker.join()
         self._pictures.close()
 
-    def _decode_ahead(self) -> Future[_Picture | None]:
-        ahead: Future[_Picture | None] = Future()
-        self._orders.put(ahead)
-        return ahead
+    def _first(self, timeout_s: float) -> _Picture:
+        """What comes next, which stays until it is due; raises what ended the recording."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._pacer.stopped, timeout_s)
+            self._pacer.check()
+            if not self._ready:
+                raise CameraTimeout(
+                    f"no picture of {self._path} was decoded within {timeout_s:g} s"
+                )
+            first = self._ready[0]
+        if isinstance(first, Exception):
+            raise first
+        return first
 
     def _decode(self) -> None:
-        """On the worker."""
-        while (order := self._orders.get()) is not None:
+        """On the worker, until the recording has ended."""
+        while self._wanted():
             try:
-                order.set_result(next(self._pictures, None))
+                decoded: _Picture | Exception = next(self._pictures)
+            except StopIteration:
+                decoded = EndOfFrames(f"{self._path} has come to its end")
             except Exception as error:  # noqa: BLE001 - raised again where the picture is taken
-                order.set_exception(error)
+                decoded = error
+            with self._changed:
+                self._ready.append(decoded)
+                self._changed.notify_all()
+            if isinstance(decoded, Exception):
+                return
+
+    def _wanted(self) -> bool:
+        """Waits until one more picture is wanted; whether it still is."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ready) < _AHEAD or self._pacer.stopped)
+            self._changed.wait_for(lambda: not self._ready or self._pacer.stopped, _REST_S)
+            return not self._pacer.stopped
 
     def _play(self, source: _Source, loop: bool) -> Generator[_Picture, None, None]:
         while True:
