@@ -15,8 +15,8 @@ from inspectd import __version__
 from inspectd.errors import BrokerState, JournalError
 from inspectd.journal import Journal
 from inspectd.mqtt.client import Listener, MqttClient
-from inspectd.mqtt.connection import PublishOptions, RequestMessage
 from inspectd.mqtt.homeassistant import Announcement, birth_topic, discovery
+from inspectd.mqtt.messages import PublishOptions, RequestMessage
 from inspectd.mqtt.sparkplug import SparkplugNode
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import VerdictPayload
@@ -90,6 +90,7 @@ class Broker:
         self._announcement = Announcement(self.publish_retained)
         self._client = self._make_client(settings.station)
         self._node = self._make_node(settings.station)
+        self._node_fault = ""
 
     def _make_client(self, station: Station) -> MqttClient:
         home = station.mqtt.homeassistant
@@ -133,6 +134,21 @@ class Broker:
     def state(self) -> BrokerState:
         """The same in a word."""
         return self._client.state
+
+    @property
+    def sparkplug_trouble(self) -> str:
+        """Why Sparkplug has no connection, for a person; empty where it needs none."""
+        node = self._node
+        trouble = self._node_fault if node is None else node.trouble
+        return f"Sparkplug: {trouble}" if trouble else ""
+
+    @property
+    def sparkplug_state(self) -> BrokerState | None:
+        """The same in a word; None where it is not set up."""
+        node = self._node
+        if node is None:
+            return BrokerState.FAULT if self._node_fault else None
+        return node.state
 
     def start(self, listener: Listener) -> None:
         """Connect in the background; returns at once. Once only."""
@@ -224,12 +240,14 @@ class Broker:
     def _rebuild_node(self) -> None:
         if self._node is not None:
             self._node.stop(LEAVE_S)
+        fault = ""
         try:
             node = self._make_node(self._settings.station)
         except JournalError as error:
-            _logger.error("Sparkplug stays off until the next change of the settings: %s", error)
+            fault = f"it stays off until the next change of the settings: {error}"
+            _logger.error("Sparkplug: %s", fault)
             node = None
-        self._node = node
+        self._node, self._node_fault = node, fault
         if node is not None:
             node.start()
 

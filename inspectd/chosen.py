@@ -7,12 +7,12 @@ is another: whoever edits the file has the last word.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from inspectd.config import settings_hash
+from inspectd.durable import replace_file, sync_folder
 from inspectd.errors import ControlError, TransientError
 from inspectd.settings import Program, Settings
 
@@ -165,18 +165,9 @@ def write(folder: Path, chosen: Chosen) -> None:
         TransientError: it cannot be written.
     """
     path = folder / FILE
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(chosen))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        replace_file(path, msgspec.json.encode(chosen))
+        sync_folder(folder)
     except OSError as error:
         raise TransientError(
             f"nothing was changed, for it could not be written down in {path}: {error.strerror}; "

@@ -4,6 +4,7 @@ Heavy libraries are imported inside the command that needs them, so that ``--hel
 
 Exit codes: 0 all is well; 1 an error, told on standard error; 2 the command line is wrong; 3 a part
 did not PASS (`inspectd inspect`), or the service cannot judge (`inspectd status`); 130 Ctrl-C.
+`inspectd status` ends with 1, too, where the service judges on, but the settings files are wrong.
 `inspectd doctor` tells on standard output: 1 if any of its checks found an error, 0 with warnings.
 """
 
@@ -135,7 +136,10 @@ def schema(
 
 @app.command()
 def status(config: Settings = DEFAULT_SETTINGS) -> int:
-    """Ask the running service how it is."""
+    """Ask the running service how it is, also while its settings files are wrong.
+
+    Exit status: 0 it judges; 3 it does not; 1 it does not run, or its settings files are wrong.
+    """
     from inspectd.commands.status import status as command
 
     return command(config)

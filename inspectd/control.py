@@ -23,6 +23,7 @@ from msgspec import Meta
 from inspectd.errors import ControlError, InspectdError
 from inspectd.looking import Look
 from inspectd.payload import StatePayload
+from inspectd.settings import SOCKET_NAME
 from inspectd.teaching import Taught
 
 _logger = logging.getLogger(__name__)
@@ -75,9 +76,14 @@ Request = TeachRequest | RemoveRequest | StatusRequest | LookRequest
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer; ``error`` is for a person, and empty when all went well."""
+    """The answer; ``error`` is for a person, and empty when all went well.
+
+    Attributes:
+        settings: the station file that the service runs by, with ``state``.
+    """
 
     error: str = ""
+    settings: str = ""
     taught: Taught | None = None
     removed: tuple[str, ...] = ()
     state: StatePayload | None = None
@@ -234,6 +240,47 @@ def ask(
         except ConnectionError:
             line = b""
     return _read_reply(line)
+
+
+def find_service(settings: Path) -> Reply | None:
+    """The state of the service that runs by a station file, whatever the file says by now.
+
+    Where its socket is, the file names: no help while a typo is in it, or another name of the
+    station, which takes effect at the next start. So each service of this machine is asked for its
+    file; the kernel knows all sockets, and one of ours lies beside a journal.
+
+    Returns:
+        None if there is none, or none that this user can see.
+    """
+    for path in _sockets():
+        if not os.path.exists(path.with_name("journal.db")):  # noqa: PTH110 (Path's may raise)
+            continue
+        try:
+            reply = ask(path, StatusRequest())
+        except ControlError as error:
+            _logger.debug("%s is passed over: %s", path, error)
+            continue
+        if reply is not None and reply.settings and _is_same(Path(reply.settings), settings):
+            return reply
+    return None
+
+
+def _sockets() -> list[Path]:
+    """The control sockets that somebody listens on, of whatever program."""
+    try:
+        table = Path("/proc/net/unix").read_bytes()
+    except OSError as error:
+        _logger.debug("the kernel's list of sockets cannot be read: %s", error)
+        return []
+    # Number, references, protocol, flags, type, state, inode, and the path if it has one.
+    rows = (line.split(maxsplit=7) for line in table.splitlines()[1:])
+    paths = {os.fsdecode(row[-1]) for row in rows}
+    return sorted(Path(path) for path in paths if path.endswith(f"/{SOCKET_NAME}"))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths mean one file, which need not be there."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _read_reply(line: bytes) -> Reply:

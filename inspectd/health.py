@@ -27,6 +27,7 @@ from inspectd.payload import (
     TriggersHealth,
     encode,
 )
+from inspectd.periodic import Periodic
 from inspectd.records import Exposure, Frame, Inspection, Measure, Reason, Verdict
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ HEALTH_PERIOD_S = 10.0
 """The report goes out so often, whatever happens."""
 WATCH_S = 1.0
 """It is looked this often whether a warning has come or gone."""
-STOP_S = 0.5
 WAITING = 10_000
 """So many pictures' measures wait for the thread at most, should it hang; of more, the newest."""
 RECENT = 1000
@@ -94,18 +94,17 @@ class HealthMonitor:
         self._machine = Machine()
         self._standing: Warnings = {}
         self._due = clock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+        self._periodic = Periodic(
+            "health", self.tend, WATCH_S, trouble="the station's health could not be reported"
+        )
 
     def start(self) -> None:
         """Report for the first time at once, and on and on from there."""
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """End the thread. A machine that hesitates to tell of itself is not waited for."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+        self._periodic.stop()
 
     def note(
         self, inspection: Inspection, frame: Frame | None, timings_ms: Mapping[str, float]
@@ -191,15 +190,6 @@ class HealthMonitor:
             for noted_s, measures in pictures:
                 self._tracker.note(noted_s, measures)
             return self._tracker.trends(at_s)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.tend()
-            except Exception:
-                # A report is never worth the service.
-                _logger.exception("the station's health could not be reported")
-            self._stopping.wait(WATCH_S)
 
     def _log_changes(self, warnings: Warnings) -> None:
         for about, words in warnings.items():

@@ -10,27 +10,64 @@ infinity keep their meaning, and finiteness is still checked outside.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from numba import njit
-from numba.core.caching import Cache, CompileResultCacheImpl, make_library_cache
+from numba import config, njit
+from numba.core.caching import (
+    Cache,
+    CacheImpl,
+    CompileResultCacheImpl,
+    UserProvidedCacheLocator,
+    make_library_cache,
+)
 from numba.core.event import Event, Listener, install_listener
 from numba.core.runtime import nrtdynmod, rtsys
 
 from inspectd.errors import NotCompiled, PermanentError
 
+_logger = logging.getLogger(__name__)
+
 FASTMATH = {"contract", "reassoc", "arcp", "nsz"}
+INSTALLED = Path("/opt/inspectd")
+INSTALLED_KERNELS = Path("/var/cache/inspectd/kernels")
+"""Where the units of an installed station keep what is compiled."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class _LoadedAlone(Cache):  # type: ignore[misc]  # numba has no types
+class _FilledFolder(UserProvidedCacheLocator):  # type: ignore[misc]  # numba has no types
+    """The folder of NUMBA_CACHE_DIR, also where it cannot be written any more: a root that was made
+    read-only has the kernels of before. Numba would pass over it, and compile all of them anew.
+    """
+
+    def ensure_cache_path(self) -> None:
+        try:
+            super().ensure_cache_path()
+        except OSError:
+            if not any(Path(self.get_cache_path()).glob("*.nbi")):
+                raise
+
+
+class _LoadedAlone(Cache):  # type: ignore[misc]  # likewise
     """A cache that needs nothing of the compiler but what links what it finds.
 
-    Where it finds nothing, the compiler makes itself ready before it compiles.
+    Where it finds nothing, the compiler makes itself ready before it compiles. What cannot be kept
+    then, on a disk that is full or read-only, serves this process all the same.
     """
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _logger.warning(
+                "a compiled kernel cannot be kept, so each start compiles it anew: %s", error
+            )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         with self._guard_against_spurious_io_errors():
@@ -64,7 +101,22 @@ def _runtime(target_context: Any) -> Any:
     return library
 
 
+def _choose_folder(prefix: Path) -> None:
+    """A command of an installed station that is run by hand loads the service's kernels, too.
+
+    Only as the service's own user: what is loaded can be any code, and whoever writes it would act
+    as whoever loads it; and what another one compiled there, the service could not replace.
+    """
+    if config.CACHE_DIR or not prefix.is_relative_to(INSTALLED):
+        return
+    with contextlib.suppress(OSError):  # there is none, or it is not for this user
+        if INSTALLED_KERNELS.stat().st_uid == os.geteuid():
+            config.CACHE_DIR = str(INSTALLED_KERNELS)
+
+
 nrtdynmod.compile_nrt_functions = _runtime
+_choose_folder(Path(sys.prefix))
+CacheImpl._locator_classes = [_FilledFolder, *CacheImpl._locator_classes]
 
 
 def kernel(function: Function) -> Function:

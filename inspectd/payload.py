@@ -185,6 +185,10 @@ class StatePayload(msgspec.Struct, frozen=True, kw_only=True):
             "the matter and what to do"
         ),
     ] = BrokerState.CONNECTING
+    sparkplug: Annotated[
+        BrokerState | None,
+        Meta(description="the same of Sparkplug's own connection; null where it is not set up"),
+    ] = None
     clock_synchronised: bool
     since: datetime
 

@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from inspectd.durable import TEMPORARY, replace_file, sync_folder
 from inspectd.errors import ReferencesError
 from inspectd.records import Image
 from inspectd.settings import RegionOfInterest
@@ -38,7 +39,6 @@ LOCK = ".lock"
 INDEX_SCHEMA = 1
 
 _OWN_NAME = re.compile(r"[0-9a-f]{16}\.png")
-_TEMPORARY = ".writing-"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -447,25 +447,15 @@ class ReferenceStore:
     def _write(self, name: str, content: bytes) -> None:
         """Put a whole file in place, or leave what was there."""
         path = self.directory / name
-        temporary = self.directory / f"{_TEMPORARY}{name}"
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            replace_file(path, content)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise _failed("write", path, error) from error
 
     def _sync(self) -> None:
         """Make the names in the folder as durable as the files."""
         try:
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(self.directory)
         except OSError as error:
             raise _failed("write", self.directory, error) from error
 
@@ -474,7 +464,7 @@ class ReferenceStore:
         listed = {entry.file for entry in index.entries}
         for name in self._names():
             leftover = _OWN_NAME.fullmatch(name) and name not in listed
-            if leftover or name.startswith(_TEMPORARY):
+            if leftover or name.startswith(TEMPORARY):
                 try:
                     (self.directory / name).unlink(missing_ok=True)
                 except OSError as error:
@@ -495,7 +485,8 @@ def _open_lock(path: Path, kind: int) -> int | None:
     """A descriptor to lock; None where a reader finds no lock file and a writer no folder."""
     flags = os.O_RDONLY if kind == fcntl.LOCK_SH else os.O_RDWR | os.O_CREAT
     try:
-        return os.open(path, flags | os.O_CLOEXEC, 0o664)
+        # Root opens it as well, in a folder of the service's user: no link, no pipe to wait at.
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o664)
     except FileNotFoundError:
         return None
 

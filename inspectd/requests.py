@@ -21,9 +21,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from inspectd.clock import SLEWED_S, ClockWatch
 from inspectd.errors import ControlError, InspectdError, JournalError
 from inspectd.journal import Answer
-from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
 from inspectd.payload import (
     Identifier,
@@ -47,7 +48,6 @@ STOP_S = 0.5
 REPEATED_WITHIN_S = 600.0
 """A request that comes later with the same transaction is no repetition, but another one, of a
 requester that has begun to count anew."""
-_SLEWED_S = 1.0
 
 TYPES: Mapping[str, type[msgspec.Struct]] = {
     "trigger": TriggerRequest,
@@ -68,18 +68,25 @@ Act = Callable[[Any], str]
 InspectdError."""
 
 
+_clock = ClockWatch()
+
+
 def used_before(transaction: str, at: datetime) -> str:
     """Why an answer of that instant is none to a request of now; empty if it is.
 
-    Where the clock was set back, the age is not known: then it is none either.
+    Where the clock was set, or the machine started, since then, the age is not known: then it is
+    none either. It may be an old one, of another part.
     """
     age_s = (datetime.now(UTC) - at).total_seconds()
-    if -_SLEWED_S <= age_s <= REPEATED_WITHIN_S:
+    if at < _clock.since():
+        why = "before the machine was started or its clock set, so nobody knows how long ago"
+    elif -SLEWED_S <= age_s <= REPEATED_WITHIN_S:
         return ""
+    else:
+        why = f"which is not within the last {REPEATED_WITHIN_S / 60:.0f} minutes"
     return (
-        f"transaction {transaction} was used already, at {at:%Y-%m-%dT%H:%M:%SZ}, which is not "
-        f"within the last {REPEATED_WITHIN_S / 60:.0f} minutes: this is another request, and must "
-        "have a transaction of its own"
+        f"transaction {transaction} was used already, at {at:%Y-%m-%dT%H:%M:%SZ}, {why}: this is "
+        "another request, and must have a transaction of its own"
     )
 
 
@@ -175,6 +182,7 @@ class Requests:
 
     def receive(self, name: str, message: RequestMessage) -> None:
         """Take a request; on the network's thread, does not wait."""
+        _clock.since()  # before the instant that is kept with the answer
         where = ReplyTo(name, message.response_topic, message.correlation_data)
         raw = message.payload or b"{}"
         try:

@@ -30,6 +30,7 @@ from inspectd.archive import Archive
 from inspectd.broker import Broker
 from inspectd.camera import Camera
 from inspectd.camera.factory import make_camera, region_to_show
+from inspectd.camera_keeper import CameraKeeper
 from inspectd.clock import clock_synchronised
 from inspectd.control import (
     ControlServer,
@@ -49,17 +50,19 @@ from inspectd.errors import (
     Problem,
     ReferencesError,
 )
+from inspectd.footprint import exempt_what_is_loaded
 from inspectd.gpio import GpioEdge, GpioOutputs
 from inspectd.health import HealthMonitor
 from inspectd.imaging.heatmap import encode_png
 from inspectd.jit import compiling_told
 from inspectd.journal import Journal
-from inspectd.judging import CameraKeeper, Conclusion, Judge, Painter
+from inspectd.judging import Conclusion, Judge
 from inspectd.looking import Look, Looker
 from inspectd.machine import read_machine
-from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.outbox import JSON, Outbox
 from inspectd.mqtt.topics import Topics
+from inspectd.painter import Painter
 from inspectd.payload import (
     LimitsRequest,
     LotRequest,
@@ -302,9 +305,12 @@ class Service:
     def _report_broker(self) -> None:
         """All of it is in the log; with no broker to publish to, `inspectd status` shows it."""
         self._state.note_trouble("broker", self._broker.trouble, logged=True)
+        self._state.note_trouble("sparkplug", self._broker.sparkplug_trouble, logged=True)
         self._state.note_trouble("messages", self._outbox.trouble, logged=True)
         broker = self._broker.state
-        self._state.note_broker(self._outbox.state if broker is BrokerState.CONNECTED else broker)
+        if broker is BrokerState.CONNECTED:
+            broker = self._outbox.state
+        self._state.note_broker(broker, self._broker.sparkplug_state)
 
     # ---- start and stop --------------------------------------------------------------------------
 
@@ -325,6 +331,7 @@ class Service:
         self._statistics.start()
         if not self._learn_first():
             return
+        exempt_what_is_loaded()
         self._programs.start()
         self._control.start()
         self._requests.start()
@@ -647,7 +654,8 @@ class Service:
         """
         match request:
             case StatusRequest():
-                return Reply(state=self._state.payload)
+                file = str(self._settings.path.absolute())
+                return Reply(state=self._state.payload, settings=file)
             case RemoveRequest():
                 store = reference_store(self._settings, self._programs.require(request.program))
                 if request.empty:

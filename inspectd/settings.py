@@ -26,6 +26,7 @@ Fraction = Annotated[
 PixelPosition = Annotated[int, Meta(ge=0, description="frame pixels", extra={"unit": "px"})]
 PixelSize = Annotated[int, Meta(ge=1, description="frame pixels", extra={"unit": "px"})]
 
+SOCKET_NAME = "control.sock"
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 """As it stands in the settings for the folder with the service's credentials (systemd.exec(5))."""
 
@@ -1072,7 +1073,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def control_socket(self) -> Path:
         """Raises PermanentError where the path is longer than a socket's may be."""
-        path = self.directory / "control.sock"
+        path = self.directory / SOCKET_NAME
         if len(bytes(path)) > 107:
             raise PermanentError(
                 f"the control socket's path is too long for the system ({len(bytes(path))} bytes, "

@@ -89,11 +89,14 @@ class StationState:
                 _logger.info("no alarm any more (%s)", before)
             self._tell()
 
-    def note_broker(self, broker: BrokerState) -> None:
-        """How the broker does; whatever it is, it keeps nothing from being judged."""
+    def note_broker(self, broker: BrokerState, sparkplug: BrokerState | None) -> None:
+        """How the broker does, and Sparkplug's own connection to it, if there is one; whatever it
+        is, it keeps nothing from being judged.
+        """
         with self._lock:
-            if broker is not self._payload.broker:
-                self._payload = msgspec.structs.replace(self._payload, broker=broker)
+            before = self._payload
+            if (broker, sparkplug) != (before.broker, before.sparkplug):
+                self._payload = msgspec.structs.replace(before, broker=broker, sparkplug=sparkplug)
                 self._tell()
 
     def note_trouble(self, about: str, words: str, *, logged: bool = False) -> None:

@@ -2,32 +2,43 @@
 
 In the file, ``config/`` is the folder of the settings and ``state/`` the station's own folder;
 ``manifest.json`` comes last and names the rest with its checksums.
+
+The folder of the settings is root's, links in it are somebody's intention, and are followed. The
+station's own folder belongs to the service, which may have been taken over: whoever reads or writes
+there as root goes by descriptors, from the folder that `storage.directory` names downwards, and
+follows no link.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
 import pwd
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import msgspec
 
-from inspectd import __version__, config, journal
+from inspectd import __version__, config
 from inspectd.errors import PermanentError, Problem, SettingsError
+from inspectd.journal.lock import in_use
+from inspectd.journal.outside import copy_journal
 from inspectd.masking import holds_secret
 from inspectd.references import INDEX, ReferenceStore
 from inspectd.settings import Settings
-from inspectd.tarball import Member, Reader, Writer, reading, writing
+from inspectd.tarball import Member, Reader, Writer, open_plain, reading, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -130,7 +141,8 @@ def back_up(settings: Settings, target: Path, wanted: Wanted) -> Manifest:
     secret = any(file.private for file in files)
     with writing(target, private=secret) as archive:
         for file in files:
-            archive.add_file(file.name, file.path, private=file.private)
+            with _open_settings(file.path) as opened:
+                archive.add_file(file.name, opened, private=file.private)
         left_out += _add_state(archive, settings.directory, wanted, target)
         part = None
         if wanted.journal:
@@ -219,6 +231,13 @@ def _tells_secret(path: Path) -> bool:
         raise PermanentError(f"{path} cannot be read: {error.strerror}; try sudo") from error
 
 
+def _open_settings(path: Path) -> BinaryIO:
+    try:
+        return open_plain(path.resolve())
+    except OSError as error:
+        raise PermanentError(f"{path} cannot be read: {error.strerror}; try sudo") from error
+
+
 def _add_state(archive: Writer, folder: Path, wanted: Wanted, target: Path) -> list[str]:
     """Returns in words what of the station's folder is not in the backup."""
     left_out = []
@@ -226,40 +245,91 @@ def _add_state(archive: Writer, folder: Path, wanted: Wanted, target: Path) -> l
         left_out.append("the journal (--journal)")
     if (folder / ARCHIVE).exists() and not wanted.archive:
         left_out.append("the archive of pictures (--archive)")
-    for directory, names in _walk(folder):
+    for directory, names, descriptor in walk(folder):
         store = ReferenceStore(directory).held() if INDEX in names else nullcontext()
         with store:
             # What was removed since it was listed is in no index any more.
-            for name in sorted(path.name for path in directory.iterdir()):
+            for name in _names(descriptor):
                 path = directory / name
                 relative = path.relative_to(folder).as_posix()
-                linked = path.is_symlink()
-                if (path.is_dir() and not linked) or relative in _OF_THE_JOURNAL or _passes(name):
+                if relative in _OF_THE_JOURNAL or _passes(name) or path == target.absolute():
                     continue
                 if not wanted.archive and relative.split("/")[0] == ARCHIVE:
                     continue
-                if linked or not _DURABLE.fullmatch(relative):
-                    if path.absolute() != target.absolute():
-                        left_out.append(f"{path}: it is a link, or none of inspectd's own files")
-                    continue
-                with suppress(FileNotFoundError):  # replaced, or the archive's quota
-                    archive.add_file(f"state/{relative}", path)
+                reason = _add_of_state(archive, relative, name, descriptor)
+                left_out += [f"{path}: {reason}"] if reason else []
     return left_out
+
+
+def _add_of_state(archive: Writer, relative: str, name: str, folder: int) -> str:
+    """Returns why it is not in the backup; empty where it is, or is not missed."""
+    try:
+        file = open_plain(name, folder)
+    except (FileNotFoundError, IsADirectoryError):  # replaced, or the archive's quota
+        return ""
+    except PermissionError as error:
+        raise PermanentError(f"{relative} cannot be read: {error.strerror}; try sudo") from error
+    except OSError as error:
+        return str(error.strerror)
+    with file:
+        if not _DURABLE.fullmatch(relative):
+            return "it is none of inspectd's own files"
+        archive.add_file(f"state/{relative}", file)
+    return ""
 
 
 def _add_journal(archive: Writer, path: Path, scratch: Path) -> JournalPart | None:
     """None where there is none yet."""
-    if not path.exists():
+    if not require_plain_journal(path):
         return None
     with tempfile.TemporaryDirectory(prefix=".inspectd-", dir=scratch) as folder:
         taken = Path(folder) / JOURNAL
-        copied = journal.copy(path, taken)
-        archive.add_file(f"state/{JOURNAL}", taken)
+        copied = copy_journal(path, taken)
+        with open_plain(taken) as file:
+            archive.add_file(f"state/{JOURNAL}", file)
     return JournalPart(copied.id, copied.last_seq)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder in it that is not hidden, and the names of its files."""
+def _names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(one.name for one in entries)
+
+
+def _kind(name: str, folder: int) -> int:
+    return stat.S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+
+
+def _is_link(name: str, folder: int) -> bool:
+    with suppress(FileNotFoundError):
+        return _kind(name, folder) == stat.S_IFLNK
+    return False
+
+
+def require_plain_journal(path: Path) -> bool:
+    """Whether there is a journal, for SQLite is given names and follows links.
+
+    Raises:
+        PermanentError: it is a link or a pipe, or cannot be read.
+    """
+    try:
+        if path.parent.is_symlink():
+            raise PermanentError(f"{path.parent} is a symbolic link: move the folder itself there")
+        open_plain(path).close()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise PermanentError(f"the journal {path} cannot be read: {error.strerror}") from error
+    return True
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
+    """Each folder in a station's own that is not hidden, the names in it that are no folders
+    (links to such are none), and a descriptor of it that holds until the next. No link is followed,
+    not even in place of the station's folder, and not one that was put there a moment ago.
+
+    Raises:
+        PermanentError: the station's folder is a link, or a folder cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -267,9 +337,16 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
                 f"{error.filename} cannot be read: {error.strerror}; try sudo"
             ) from error
 
-    for directory, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(directory), names
+    if folder.is_symlink():
+        raise PermanentError(f"{folder} is a symbolic link: move the folder itself there")
+    try:
+        for directory, folders, _, descriptor in os.fwalk(folder, onerror=refuse):
+            inner = [name for name in sorted(folders) if not _is_link(name, descriptor)]
+            names = [name for name in _names(descriptor) if name not in inner]
+            folders[:] = [name for name in inner if not name.startswith(".")]
+            yield Path(directory), names, descriptor
+    except OSError as error:
+        refuse(error)
 
 
 def _passes(name: str) -> bool:
@@ -359,7 +436,8 @@ def _settings_in(
             if member.name == f"config/{station_file}" or (
                 member.name.startswith(f"config/{PROGRAMS}/") and len(inner.parts) == 2
             ):
-                archive.unpack(member, folder / inner, 0o600)
+                with (folder / inner).open("xb") as file:
+                    archive.unpack(member, file)
         try:
             settings, problems = config.load_to_run(folder / station_file)
         except SettingsError as error:
@@ -390,7 +468,7 @@ def _refuse_while_running(settings: Settings) -> None:
     with suppress(SettingsError):  # it cannot run by that
         directories.add(config.load_to_run(settings.path)[0].directory)
     for directory in sorted(directories):
-        holder = journal.in_use(directory / JOURNAL)
+        holder = in_use(directory / JOURNAL)
         if holder:
             raise PermanentError(
                 f"the service of station {directory.name} runs ({holder}): stop it first, such as "
@@ -406,18 +484,8 @@ class _Work:
     ) -> None:
         self._archive = archive
         self._config_dir, self._directory = config_dir, directory
-        self._targets = {
-            self._target(member.name): member
-            # An index after its pictures, the station file after all that it stands for.
-            for member in sorted(
-                manifest.members,
-                key=lambda one: (
-                    one.name == f"config/{manifest.station_file}",
-                    one.name.startswith("config/"),
-                    one.name.endswith(INDEX),
-                ),
-            )
-        }
+        self._station_file = manifest.station_file
+        self._targets = {self._target(member.name): member for member in manifest.members}
         self._aside: list[Path] = []
         self._stamp = f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
@@ -429,12 +497,14 @@ class _Work:
         """What is there and is not as in the backup; in the station's folder, also what the backup
         has not.
         """
+        if self._directory.is_symlink():
+            return [self._directory]
         found = [
             path
             for path, member in self._targets.items()
             if os.path.lexists(path) and not _is_already(path, member)
         ]
-        for directory, names in _walk(self._directory):
+        for directory, names, _ in walk(self._directory):
             found += [
                 directory / name
                 for name in sorted(names)
@@ -458,6 +528,13 @@ class _Work:
     def carry_out(self, obstacles: Sequence[Path]) -> tuple[Path, ...]:
         """Unpack beside the places, move what is in the way aside, and the files in.
 
+        As root it may be done against the will of the service's user, whose folder it is done in.
+        What is guaranteed then: until it is complete, everything lies in a folder that is root's
+        and closed; owners and rights are given to descriptors, never to names; and whatever the
+        user renames or puts in the way meanwhile, nothing is written, given away or opened up
+        outside of the folder that `storage.directory` names. That folder's own path, and the
+        settings', nobody but root must be able to change.
+
         Returns:
             Where that lies which was in the way.
 
@@ -466,21 +543,20 @@ class _Work:
         """
         made: list[Path] = []
         try:
-            owner = _owner_of(self._directory.parent)
-            made += [*_make_folder(self._config_dir, None)]
-            made += [*_make_folder(self._directory.parent, owner)]
+            made += [*_make_folders(self._config_dir, None)]
+            made += [*_make_folders(self._directory.parent, _owner())]
             with (
-                tempfile.TemporaryDirectory(prefix=".restore-", dir=self._config_dir) as settings,
-                tempfile.TemporaryDirectory(prefix=".restore-", dir=self._directory.parent) as own,
+                _opened_folder(self._config_dir) as config_dir,
+                _opened_folder(self._directory.parent) as storage,
+                _staging(config_dir) as settings,
+                _staging(storage) as own,
             ):
-                roots = {self._config_dir: Path(settings), self._directory: Path(own)}
-                ready = [*self._unpack(roots, owner)]
+                owner = _owner_of(storage)
+                self._unpack(settings, own, owner)
                 os.sync()
                 self._move_aside(obstacles)
-                for source, target, folder_owner in ready:
-                    if not os.path.lexists(target):
-                        made += [*_make_folder(target.parent, folder_owner)]
-                        source.rename(target)
+                _merge(own, storage)
+                _merge(settings, config_dir, last=self._station_file)
                 os.sync()
             return tuple(self._aside)
         except OSError as error:
@@ -492,21 +568,24 @@ class _Work:
                 f"or into folders that this user may write to{self._where_the_old_is()}"
             ) from error
 
-    def _unpack(
-        self, roots: dict[Path, Path], owner: tuple[int, int] | None
-    ) -> Iterator[tuple[Path, Path, tuple[int, int] | None]]:
-        """Each file as it is unpacked, where it belongs, and whose its folder is to be."""
-        for number, (target, member) in enumerate(self._targets.items()):
-            settings = member.name.startswith("config/")
-            source = roots[self._config_dir if settings else self._directory] / str(number)
+    def _unpack(self, settings: int, own: int, owner: tuple[int, int] | None) -> None:
+        """Into two staging folders, with the owners and rights that everything is to have."""
+        for target, member in self._targets.items():
             private = self._archive.is_private(member.name)
-            self._archive.unpack(member, source, 0o600 if private else 0o644)
-            # What systemd hands over to the service is root's, as all settings are; another secret
-            # is read by the service itself.
-            services = not settings or (private and CREDENTIALS not in target.parts)
-            if owner is not None and services:
-                os.chown(source, *owner)
-            yield source, target, None if settings else owner
+            mode = 0o600 if private else 0o644
+            if not member.name.startswith("config/"):
+                path = target.relative_to(self._directory.parent)
+                with _created(own, path, owner, mode, owner) as file:
+                    self._archive.unpack(member, file)
+                continue
+            path = target.relative_to(self._config_dir)
+            # What systemd hands over to the service is root's alone, as all settings are root's;
+            # another secret is read by the service itself, which must not change it.
+            group = None
+            if owner and owner[0] != 0 and private and CREDENTIALS not in path.parts:
+                group, mode = (0, owner[1]), 0o640
+            with _created(settings, path, None, mode, group) as file:
+                self._archive.unpack(member, file)
 
     def _move_aside(self, obstacles: Iterable[Path]) -> None:
         """The station's folder as a whole, of the settings what differs."""
@@ -527,22 +606,21 @@ def _is_empty(path: Path) -> bool:
 
 
 def _is_already(path: Path, member: Member) -> bool:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size != member.length:
-        return False
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
+            if os.fstat(file.fileno()).st_size != member.length:
+                return False
             return hashlib.file_digest(file, "sha256").hexdigest() == member.sha256
-    except OSError as error:
+    except PermissionError as error:
         raise PermanentError(f"{path} cannot be read: {error.strerror}; try sudo") from error
+    except OSError:  # no plain file
+        return False
 
 
-def _owner_of(folder: Path) -> tuple[int, int] | None:
-    """User and group that the station's files are to have; None for those of this process."""
+def _owner() -> tuple[int, int] | None:
+    """User and group that a new folder for stations is to have; None for those of this process."""
     if os.geteuid() != 0:
         return None
-    if folder.exists():
-        facts = folder.stat()
-        return facts.st_uid, facts.st_gid
     try:
         user = pwd.getpwnam("inspectd")
     except KeyError:
@@ -550,19 +628,141 @@ def _owner_of(folder: Path) -> tuple[int, int] | None:
     return user.pw_uid, user.pw_gid
 
 
-def _make_folder(folder: Path, owner: tuple[int, int] | None) -> Iterator[Path]:
-    """With those above it; yields each that was made. The one of the secrets is closed to others.
+def _owner_of(storage: int) -> tuple[int, int] | None:
+    """The same of what lies in an open one."""
+    if os.geteuid() != 0:
+        return None
+    facts = os.fstat(storage)
+    return facts.st_uid, facts.st_gid
+
+
+def _make_folders(folder: Path, owner: tuple[int, int] | None) -> Iterator[Path]:
+    """With those above it; yields each that was made.
 
     Raises:
         OSError: it cannot be made.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
-        path.mkdir()
+        with _opened_folder(path.parent) as parent:
+            os.close(_new_folder(parent, path.name, owner))
         yield path
-        path.chmod(0o700 if path.name == CREDENTIALS else 0o755)
+
+
+@contextmanager
+def _opened_folder(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder whose path is trusted."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _inner_folder(parent: int, name: str) -> int:
+    """A descriptor of a folder in another, which is no link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=parent)
+
+
+def _new_folder(
+    parent: int, name: str, owner: tuple[int, int] | None, mode: int | None = None
+) -> int:
+    """A descriptor of a folder just made. The one of the secrets is closed to others.
+
+    Raises:
+        OSError: it cannot be made, or somebody has put another one in its place.
+    """
+    os.mkdir(name, 0o700, dir_fd=parent)
+    descriptor = _inner_folder(parent, name)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise FileExistsError(errno.EEXIST, "somebody has replaced the folder just made", name)
+        os.fchmod(descriptor, mode or (0o700 if name == CREDENTIALS else 0o755))
         if owner is not None:
-            os.chown(path, *owner)
+            os.fchown(descriptor, *owner)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def _staging(parent: int) -> Iterator[int]:
+    """A descriptor of a folder that only this user may enter, as long as the block lasts. Whoever
+    owns the folder above may rename it, and gains nothing: by its name it is only removed.
+    """
+    name = f".restore-{secrets.token_hex(8)}"
+    descriptor = _new_folder(parent, name, None, 0o700)
+    try:
+        yield descriptor
+    finally:
+        for left in _names(descriptor):
+            if _kind(left, descriptor) == stat.S_IFDIR:
+                shutil.rmtree(left, dir_fd=descriptor)
+            else:
+                os.unlink(left, dir_fd=descriptor)
+        os.close(descriptor)
+        with suppress(OSError):  # it was renamed
+            os.rmdir(name, dir_fd=parent)
+
+
+@contextmanager
+def _created(
+    root: int,
+    path: Path,
+    folder_owner: tuple[int, int] | None,
+    mode: int,
+    owner: tuple[int, int] | None,
+) -> Iterator[BinaryIO]:
+    """A new file in a staging folder, with the folders above it."""
+    folder = os.dup(root)
+    try:
+        for name in path.parent.parts:
+            try:
+                inner = _inner_folder(folder, name)
+            except FileNotFoundError:
+                inner = _new_folder(folder, name, folder_owner)
+            os.close(folder)
+            folder = inner
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path.name, flags, 0o600, dir_fd=folder)
+    finally:
+        os.close(folder)
+    with os.fdopen(descriptor, "wb") as file:
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)  # whatever the user's umask
+        yield file
+
+
+def _merge(source: int, target: int, last: str = "") -> None:
+    """Move what is in one folder into another; what is there already stays.
+
+    Args:
+        source: descriptor of a staging folder, or of one in it.
+        target: descriptor.
+        last: the name that is moved when all else is there. Of an index and its pictures, the
+            index is.
+    """
+    for name in sorted(_names(source), key=lambda one: (one == last, one == INDEX, one)):
+        try:
+            there = _kind(name, target)
+        except FileNotFoundError:
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+            continue
+        if _kind(name, source) == stat.S_IFDIR:
+            inner = _inner_folder(source, name)
+            try:
+                there_too = _inner_folder(target, name)
+                try:
+                    _merge(inner, there_too)
+                finally:
+                    os.close(there_too)
+            finally:
+                os.close(inner)
+        elif there != stat.S_IFREG:
+            raise FileExistsError(errno.EEXIST, "somebody has put something else there", name)
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from inspectd.durable import replace_file, sync_folder
 from inspectd.errors import BrokerUnavailable, JournalError, TransientError
 from inspectd.journal import Journal
 from inspectd.payload import (
@@ -33,6 +33,7 @@ from inspectd.payload import (
     decode_verdict,
     encode,
 )
+from inspectd.periodic import Periodic
 from inspectd.settings import Station
 from inspectd.tally import SCORE_EDGES, Tally, fails_in_a_row, shift_beginning, shift_end
 
@@ -41,13 +42,13 @@ _logger = logging.getLogger(__name__)
 FILE = "statistics.json"
 WATCH_S = 1.0
 """It is looked this often whether a shift has ended."""
-STOP_S = 0.5
 BEAT_S = 1.0
 KEPT_EVERY_S = 300.0
 """The counts are written down this often while verdicts come: a card wears by writing."""
 REPLAYED = 50_000
 """So many verdicts are read again from the journal at most."""
 BATCH = 500
+TROUBLE = "unexpected error in the statistics"
 SET_BACK = timedelta(hours=2)
 """A clock further behind the shift's beginning than this was wrong before. One hour less is the end
 of daylight saving, and the shift that began stays."""
@@ -126,9 +127,9 @@ class Statistics:
         self._news = True
         self._unkept = True
         self._due = self._keep_at = clock()
-        self._stopping = False
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
+        self._periodic = Periodic(
+            "statistics", self.tend, WATCH_S, trouble=TROUBLE, finish=self._finish
+        )
 
     # ---- the life of the service ---------------------------------------------------------------
 
@@ -148,17 +149,14 @@ class Statistics:
 
     def start(self) -> None:
         """Report for the first time at once, and on and on from there."""
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
         """Report and keep the counts for the last time, and end the thread.
 
         A disk that hesitates is not waited for: the journal has what is not kept.
         """
-        self._stopping = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+        self._periodic.stop()
 
     def adopt(self, settings: Station) -> None:
         """From now on these hold: program, alarm_after, shifts, mqtt.statistics_s."""
@@ -167,7 +165,7 @@ class Statistics:
             self._beginnings = _times(settings.shifts)
             self._news = True
         self._heed_alarm()
-        self._wake.set()
+        self._periodic.wake()
 
     # ---- verdicts and lots -----------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class Statistics:
             self._since_start.count(verdict)
             if self._count(verdict):
                 self._news = True
-                self._wake.set()
+                self._periodic.wake()
         self._heed_alarm()
 
     @property
@@ -204,7 +202,8 @@ class Statistics:
             with self._lock:
                 raw = msgspec.json.encode(_with_lot(self._memory, name, at))
             try:
-                _write(self._path, raw)
+                replace_file(self._path, raw)
+                sync_folder(self._path.parent)
             except OSError as error:
                 raise TransientError(
                     f"the lot was not changed, for it could not be written down in {self._path}: "
@@ -266,11 +265,7 @@ class Statistics:
         if keeping:
             self._try(self._keep)
 
-    def _run(self) -> None:
-        while not self._stopping:
-            self._try(self.tend)
-            self._wake.wait(WATCH_S)
-            self._wake.clear()
+    def _finish(self) -> None:
         self._try(self._report)
         self._try(self._keep)
 
@@ -279,7 +274,7 @@ class Statistics:
             act()
         except Exception:
             # No count is worth the service.
-            _logger.exception("unexpected error in the statistics")
+            _logger.exception(TROUBLE)
 
     def _report(self) -> None:
         with self._publishing:  # or an older one might be the last
@@ -291,7 +286,8 @@ class Statistics:
                 raw = msgspec.json.encode(self._memory)
                 self._unkept = False
             try:
-                _write(self._path, raw)
+                replace_file(self._path, raw)
+                sync_folder(self._path.parent)
             except OSError as error:
                 with self._lock:
                     self._unkept = True
@@ -438,16 +434,15 @@ class Heartbeat:
         self._can_judge = can_judge
         self._publish = publish
         self._count = 0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._periodic = Periodic(
+            "heartbeat", self.beat, BEAT_S, trouble="no heartbeat could be sent"
+        )
 
     def start(self) -> None:
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+        self._periodic.stop()
 
     def beat(self) -> None:
         """One, if the station can judge; without a broker it is counted and lost."""
@@ -458,17 +453,6 @@ class Heartbeat:
             self._publish(encode(HeartbeatPayload(count=self._count, boot_id=self._boot_id)))
         except BrokerUnavailable as error:
             _logger.debug("heartbeat %d was not sent: %s", self._count, error)
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stopping.wait(max(0.0, due - time.monotonic())):
-            # Not faster to make up for what was missed.
-            due = max(due, time.monotonic() - BEAT_S) + BEAT_S
-            try:
-                self.beat()
-            except Exception:
-                # A beat is never worth the service.
-                _logger.exception("no heartbeat could be sent")
 
 
 def _with_lot(memory: Memory, name: str | None, at: datetime) -> Memory:
@@ -510,18 +494,3 @@ def _read(path: Path) -> Memory | None:
         trouble,
     )
     return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put a whole file in place, or leave what was there; raises OSError."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,10 +6,12 @@ made to do harm: a member is a plain file below the folder it is unpacked into, 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import os
+import stat
 import tarfile
 import time
 import zlib
@@ -39,6 +41,35 @@ class Member(msgspec.Struct, frozen=True):
     sha256: str
 
 
+def open_plain(path: Path | str, folder: int | None = None) -> io.BufferedReader:
+    """Open a plain file to be read, and nothing else: for folders in which somebody who is not to
+    be trusted may put a link, a pipe or a device, also in the moment before this. What is opened
+    is what is looked at.
+
+    Args:
+        path: links in the folders above its last part are followed, unless it is a mere name.
+        folder: descriptor of the folder that a mere name is in.
+
+    Raises:
+        OSError: it is no plain file, is not there, or cannot be read; `strerror` says it in words.
+    """
+    # Without O_NONBLOCK, a pipe would keep us until somebody writes into it.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from error
+        raise
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a plain file", str(path))
+
+
 class Writer:
     """An open archive; `members` are those that it has so far."""
 
@@ -51,20 +82,14 @@ class Writer:
         """``private`` members are for their owner alone."""
         self._add(name, io.BytesIO(content), len(content), time.time(), private=private)
 
-    def add_file(self, name: str, path: Path, *, private: bool = False) -> None:
-        """Add a file as it is when it is opened.
+    def add_file(self, name: str, file: BinaryIO, *, private: bool = False) -> None:
+        """Add a plain file as it is now.
 
         Raises:
-            FileNotFoundError: it is gone, and nothing was added.
             PermanentError: it cannot be read whole.
         """
-        try:
-            file = path.open("rb")
-        except PermissionError as error:
-            raise PermanentError(f"{path} cannot be read: {error.strerror}; try sudo") from error
-        with file:
-            facts = os.fstat(file.fileno())
-            self._add(name, file, facts.st_size, facts.st_mtime, private=private)
+        facts = os.fstat(file.fileno())
+        self._add(name, file, facts.st_size, facts.st_mtime, private=private)
 
     def _add(
         self, name: str, source: BinaryIO, length: int, modified: float, *, private: bool
@@ -206,18 +231,15 @@ class Reader:
         for _ in self._verified(member):
             pass
 
-    def unpack(self, member: Member, target: Path, mode: int) -> None:
-        """Write a member to a file that is not there yet, and verify it by the way.
+    def unpack(self, member: Member, file: BinaryIO) -> None:
+        """Write a member to an open file, and verify it by the way.
 
         Raises:
             PermanentError: the archive is damaged.
             OSError: it cannot be written.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), mode)  # whatever the user's umask
-            for content in self._verified(member):
-                file.write(content)
+        for content in self._verified(member):
+            file.write(content)
 
     def _verified(self, member: Member) -> Iterator[bytes]:
         digest = hashlib.sha256()

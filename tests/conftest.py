@@ -1,14 +1,18 @@
-"""What several tests need: a real broker, and subscribers to it."""
+"""What several tests need: the command line, a station, a real broker and subscribers to it."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from broker import Subscriber
 from sensor import Scene
-from station import MADE
+from station import MADE, Station
 
+from inspectd import cli
 from inspectd.commands.private_broker import PrivateBroker, find_mosquitto
 
 
@@ -52,6 +56,31 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     scene = Scene(tmp_path)
     scene.show(scene.pattern)
     return scene
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """`inspectd` within this process: exit code, standard output and standard error."""
+
+    def run_it(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inspectd", *map(str, arguments)])
+        capsys.readouterr()
+        code = cli.run_command_line()
+        return (code, *capsys.readouterr())
+
+    kept = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # some commands set their own
+    before = {number: signal.getsignal(number) for number in kept}
+    yield run_it
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def make_station(tmp_path: Path) -> Callable[..., Station]:
+    """Makes the station of the test."""
+    return partial(Station, tmp_path / "station")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
 """Whether this is that run."""
 
-once = pytest.mark.skipif(INTERPRETED, reason="this run is the interpreted one")
+once = pytest.mark.skipif(INTERPRETED, reason="starts the run without the compiler, which this is")
 
 
 def check_without_the_compiler(file: str, *arguments: str) -> None:

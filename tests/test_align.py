@@ -282,17 +282,18 @@ def test_a_round_part_is_not_said_to_be_turned():
         assert found.pose.dx == pytest.approx(dx, abs=0.2)
 
 
+WITHOUT_A_PART = {
+    "noise": lambda: np.random.default_rng(9).random((90, 100), np.float32),
+    "flat": lambda: np.full((90, 100), 0.3, np.float32),
+    "missing": lambda: part(seed=1, missing=True),
+}
+
+
 @compiled_only
 @pytest.mark.parametrize("mode", ["shift", "rigid"])
-@pytest.mark.parametrize("kind", ["noise", "flat", "missing"])
+@pytest.mark.parametrize("kind", WITHOUT_A_PART)
 def test_what_cannot_be_aligned_stays_as_it_is(mode, kind):
-    rng = np.random.default_rng(9)
-    picture = {
-        "noise": rng.random((90, 100), np.float32),
-        "flat": np.full((90, 100), 0.3, np.float32),
-        "missing": part(seed=1, missing=True),
-    }[kind]
-    placement = learned(mode).place(picture)
+    placement = learned(mode).place(WITHOUT_A_PART[kind]())
     assert placement.alignment.within
     assert placement.alignment.pose == Pose()
     assert placement.alignment.match == pytest.approx(placement.alignment.match_before)
@@ -318,15 +319,9 @@ def test_search_finds_the_part_anywhere(pose, count):
 
 
 @compiled_only
-@pytest.mark.parametrize("kind", ["noise", "flat", "missing"])
+@pytest.mark.parametrize("kind", WITHOUT_A_PART)
 def test_search_says_when_the_part_is_not_found(kind):
-    rng = np.random.default_rng(9)
-    picture = {
-        "noise": rng.random((90, 100), np.float32),
-        "flat": np.full((90, 100), 0.3, np.float32),
-        "missing": part(seed=1, missing=True),
-    }[kind]
-    alignment = learned("search").place(picture).alignment
+    alignment = learned("search").place(WITHOUT_A_PART[kind]()).alignment
     assert not alignment.within
     assert alignment.match < FOUND
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inspectd"
 
 LAYERS = {
-    0: {"records", "settings", "config", "errors", "jit", "__init__"},
+    0: {"records", "settings", "config", "errors", "jit", "durable", "__init__"},
     1: {"soartc", "imaging", "limits", "payload", "masking"},
     2: {"eye", "inspector"},
     3: {
@@ -33,6 +33,8 @@ LAYERS = {
         "service",
         "control",
         "judging",
+        "camera_keeper",
+        "painter",
         "teaching",
         "looking",
         "state",
@@ -45,6 +47,7 @@ LAYERS = {
         "programs",
         "chosen",
         "broker",
+        "periodic",
         "station_copy",
         "supervision",
     },
@@ -53,7 +56,12 @@ LAYERS = {
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 ONLY_IMPORTERS = {
     "paho": {"mqtt/connection.py", "commands/subscriber.py"},  # the latter is a foreign consumer
-    "sqlite3": {"journal.py"},
+    "sqlite3": {
+        "journal/__init__.py",
+        "journal/damage.py",
+        "journal/database.py",
+        "journal/outside.py",
+    },
     "cryptography": {"mqtt/probe.py"},  # 11 MiB that the service does without
     "picamera2": {"camera/picamera.py"},
     "gpiozero": {"gpio.py"},

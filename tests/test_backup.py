@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +17,7 @@ from broker import eventually
 from station import EXIT_S, NAME, PROGRAM, SIMULATED, Station
 from verdicts import a_verdict
 
-from inspectd import cli, station_copy
+from inspectd import station_copy
 from inspectd.config import load
 from inspectd.control import StatusRequest, ask
 from inspectd.journal import Journal
@@ -27,17 +26,6 @@ from inspectd.references import ReferenceStore
 
 TRIGGER = "{source: interval, interval_s: 0.1}"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys) -> Run:
-    def run_it(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["inspectd", *map(str, arguments)])
-        capsys.readouterr()
-        code = cli.run_command_line()
-        return (code, *capsys.readouterr())
-
-    return run_it
 
 
 @pytest.fixture
@@ -194,7 +182,7 @@ def test_everything_durable_goes_and_nothing_passing(run: Run, station: Station,
     assert code == 0
     assert "unsound.yaml:1: resolution" in err
     assert "the archive of pictures (--archive)" in out
-    assert f"{state / 'note.txt'}: it is a link, or none of inspectd's own files" in out
+    assert f"{state / 'note.txt'}: it is none of inspectd's own files" in out
     names = {name for name in contents(tmp_path / "b.tar.gz") if "references" not in name}
     assert names == {
         "config/cell.yaml",
@@ -490,7 +478,7 @@ def test_flipped_bits(run: Run, backup: Path, tmp_path: Path):
         damaged = bytearray(raw)
         damaged[place] ^= 0x10
         backup.write_bytes(damaged)
-        refused(run, backup, tmp_path)
+        assert str(backup) in refused(run, backup, tmp_path)
 
 
 def test_no_archive_at_all(run: Run, tmp_path: Path):
@@ -532,3 +520,139 @@ def test_a_disk_too_small(run: Run, backup: Path, tmp_path: Path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     assert "is too full" in refused(run, backup, tmp_path)
+
+
+# ---- as root, against a service that was taken over ----------------------------------------------
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+SERVICE = (1234, 1235)
+
+
+def test_links_and_pipes_are_not_in_a_backup(run: Run, station: Station, tmp_path: Path):
+    state = station.journal.parent
+    (tmp_path / "shadow").write_text("root:secret-of-root")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.json").write_text("secret-of-root")
+    (state / "x.json").symlink_to(tmp_path / "shadow")
+    (state / "references" / "linked").symlink_to(tmp_path / "other")
+    os.mkfifo(state / "pipe.json")
+    code, out, err = run("backup", tmp_path / "b.tar.gz", "-c", station.file)
+    assert code == 0, err
+    assert b"secret-of-root" not in gzip.decompress((tmp_path / "b.tar.gz").read_bytes())
+    assert f"{state / 'x.json'}: it is a symbolic link" in out
+    assert f"{state / 'references/linked'}: it is a symbolic link" in out
+    assert f"{state / 'pipe.json'}: it is a pipe or a device" in out
+
+
+def test_a_journal_that_is_a_link_is_refused(run: Run, station: Station, tmp_path: Path):
+    with Journal.open(tmp_path / "other.db") as journal:
+        journal.commit(a_verdict())
+    station.journal.symlink_to(tmp_path / "other.db")
+    code, _, err = run("backup", tmp_path / "b.tar.gz", "--journal", "-c", station.file)
+    assert code == 1
+    assert "journal.db cannot be read: it is a symbolic link" in err
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
+def test_a_link_in_the_way_is_moved_aside_and_not_followed(run: Run, backup: Path, tmp_path: Path):
+    for place in ("cell", "cell/references"):
+        target, outside = tmp_path / place.replace("/", "-"), tmp_path / "outside"
+        outside.mkdir(exist_ok=True)
+        link = target / "state" / place
+        link.parent.mkdir(parents=True)
+        link.symlink_to(outside)
+        code, _, err = run("restore", backup, "--config-dir", target)
+        assert code == 1
+        assert str(link) in err
+        code, _, err = run("restore", backup, "--config-dir", target, "--force")
+        assert code == 0, err
+        assert not list(outside.iterdir())
+        assert not link.is_symlink()
+        assert len(ReferenceStore(target / "state/cell/references/block").check().pictures) == 8
+
+
+@AS_ROOT
+@pytest.mark.parametrize("moment", ["before", "after", "sync"])
+def test_who_renames_the_staging_folder_gains_nothing(
+    run: Run, backup: Path, tmp_path: Path, monkeypatch, moment: str
+):
+    """The service's user moves it away, before or after a file is written there, or when all are,
+    and puts a link to a folder of root's in its place that has files of the names expected.
+    """
+    storage, roots = tmp_path / "t" / "state", tmp_path / "roots"
+    storage.mkdir(parents=True)
+    os.chown(storage, *SERVICE)
+    roots.mkdir(mode=0o700)
+    for name in ("cell.yaml", *map(str, range(20))):
+        (roots / name).write_text("root's")
+        (roots / name).chmod(0o600)
+    before = tree(roots)
+    seen = []
+
+    def take_over() -> None:
+        for staging in storage.glob(".restore-*"):
+            if staging.is_symlink():
+                continue
+            facts = staging.stat()
+            seen.append((facts.st_uid, facts.st_mode & 0o777))
+            staging.rename(storage / f"mine-{len(seen)}")
+            staging.symlink_to(roots)
+
+    def unpack(self, member, *rest, _real=station_copy.Reader.unpack) -> None:
+        if moment == "before":
+            take_over()
+        _real(self, member, *rest)
+        if moment == "after":
+            take_over()
+
+    def sync(_real=os.sync) -> None:
+        take_over()
+        _real()
+
+    monkeypatch.setattr(station_copy.Reader, "unpack", unpack)
+    monkeypatch.setattr(os, "sync", sync)
+    code, _, err = run("restore", backup, "--config-dir", tmp_path / "t")
+    assert tree(roots) == before
+    assert roots.stat().st_mode & 0o777 == 0o700
+    rights = {(one.stat().st_uid, one.stat().st_mode & 0o777) for one in roots.iterdir()}
+    assert rights == {(0, 0o600)}
+    assert seen[0] == (0, 0o700)
+    assert code == 0, err
+    found = ReferenceStore(storage / "cell/references/block").check()
+    assert len(found.pictures) == 8
+    owners = {(one.stat().st_uid, one.stat().st_gid) for one in (storage / "cell").rglob("*")}
+    assert owners == {SERVICE}
+
+
+@AS_ROOT
+def test_the_service_reads_a_station_file_with_a_password_and_cannot_write_it(
+    run: Run, tmp_path: Path
+):
+    camera = "{driver: opencv, device: 'rtsp://admin:hunter2@camera/1'}"
+    station = Station(tmp_path / "o", camera=camera, trigger=TRIGGER)
+    (station.folder / "credentials").mkdir()
+    (station.folder / "credentials" / "cell.mqtt-password").write_text("hunter3")
+    code, _, err = run("backup", tmp_path / "b.tar.gz", "--secrets", "-c", station.file)
+    assert code == 0, err
+    (tmp_path / "t" / "state").mkdir(parents=True)
+    os.chown(tmp_path / "t" / "state", *SERVICE)
+    assert run("restore", tmp_path / "b.tar.gz", "--config-dir", tmp_path / "t")[0] == 0
+    for name, owner, mode in (
+        ("cell.yaml", (0, SERVICE[1]), 0o640),
+        ("programs/block.yaml", (0, 0), 0o644),
+        ("credentials/cell.mqtt-password", (0, 0), 0o600),
+    ):
+        facts = (tmp_path / "t" / name).stat()
+        assert ((facts.st_uid, facts.st_gid), facts.st_mode & 0o777) == (owner, mode), name
+
+
+def test_a_disk_that_fills_up_leaves_no_backup(run: Run, station: Station, tmp_path, monkeypatch):
+    """A failure of the backup's own disk is none of the file that is being added."""
+
+    def full(*_arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    code, _, err = run("backup", tmp_path / "b.tar.gz", "-c", station.file)
+    assert code == 1
+    assert "cannot be written: No space left on device" in err

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from broker import eventually
 from station import EXIT_S, PROGRAM, SIMULATED, Station
 from verdicts import a_verdict
 
-from inspectd import cli
 from inspectd.commands import bundle as bundle_command
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.journal import Journal
@@ -30,22 +28,20 @@ def station(tmp_path: Path) -> Station:
 
 
 @pytest.fixture
-def make(monkeypatch, capsys, tmp_path: Path) -> Bundle:
+def make(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Bundle:
     """Makes a bundle; its texts by name, and what was printed."""
 
     def make_it(station: Station, *arguments: str) -> tuple[dict[str, str], str]:
         target = tmp_path / "bundle.tar.gz"
-        command = ["inspectd", "bundle", str(target), "-c", str(station.file), *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        assert cli.run_command_line() == 0
+        code, out, err = run("bundle", target, "-c", station.file, *arguments)
+        assert code == 0, err
         texts = {}
         with tarfile.open(target) as tar:
             for one in tar:
                 content = tar.extractfile(one).read()
                 name = one.name.partition("/")[2]
                 texts[name] = content.decode("latin-1" if name.endswith(".png") else "utf-8")
-        return texts, capsys.readouterr().out
+        return texts, out
 
     return make_it
 
@@ -188,6 +184,76 @@ def test_without_any_settings(station: Station, make: Bundle, without_doctor):
     texts, _ = make(station)
     assert "there is no such file" in texts["check.txt"]
     assert texts["settings/cell.yaml"] == "# cannot be read: No such file or directory\n"
+
+
+def test_links_and_pipes_are_left_out_and_told(
+    station: Station, make: Bundle, tmp_path: Path, without_doctor
+):
+    state = station.journal.parent
+    (tmp_path / "shadow").write_text("secret-of-root")
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "other" / "index.json").write_text("secret-of-root")
+    (state / "x.json").symlink_to(tmp_path / "shadow")
+    (state / "references" / "linked").symlink_to(tmp_path / "other")
+    (state / "references" / PROGRAM / "secret.png").symlink_to(tmp_path / "shadow")
+    (station.references.parent / "second").mkdir()
+    (station.references.parent / "second" / "index.json").symlink_to(tmp_path / "shadow")
+    os.mkfifo(state / "pipe.json")
+    with (state / "huge.json").open("wb") as huge:
+        huge.truncate(bundle_command.LARGEST_TEXT + 1)
+    (state / "sound.json").write_text("{}")
+    with Journal.open(tmp_path / "other.db") as journal:
+        journal.commit(a_verdict(detail="secret-of-root"))
+    station.journal.symlink_to(tmp_path / "other.db")
+    texts, _ = make(station, "--pictures")
+    assert "secret-of-root" not in "".join(texts.values())
+    assert texts["state/sound.json"] == "{}"
+    assert sum(name.endswith(".png") for name in texts) == 8
+    for told in (
+        f"not in it: {state}/x.json: it is a symbolic link",
+        f"not in it: {state}/pipe.json: it is a pipe or a device",
+        f"not in it: {state}/huge.json: larger than 16 MiB",
+        f"not in it: {state}/references/second/index.json: it is a symbolic link",
+        f"not in it: {state}/references/{PROGRAM}/secret.png: it is a symbolic link",
+        f"not in it: journal: the journal {state}/journal.db cannot be read: it is a symbolic link",
+    ):
+        assert told in texts["contents.txt"], texts["contents.txt"]
+
+
+def test_only_its_owner_can_read_it(station: Station, make: Bundle, tmp_path, without_doctor):
+    before = os.umask(0)
+    try:
+        texts, _ = make(station)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "bundle.tar.gz").stat().st_mode & 0o777 == 0o600
+    assert "with their part ids" in texts["contents.txt"]
+
+
+def test_the_working_directory_does_not_choose_what_runs(
+    station: Station, make: Bundle, tmp_path: Path, monkeypatch, without_doctor
+):
+    trap = tmp_path / "trap"
+    (trap / "inspectd").mkdir(parents=True)
+    (trap / "inspectd" / "__init__.py").touch()
+    (trap / "inspectd" / "__main__.py").write_text(
+        f"import pathlib; pathlib.Path({str(trap / 'sprung')!r}).touch()\n"
+    )
+    monkeypatch.chdir(trap)
+    texts, _ = make(station)
+    assert not (trap / "sprung").exists()
+    assert "nothing wrong" in texts["check.txt"]
+
+
+def test_relative_paths_are_those_of_the_user(
+    station: Station, run: Callable[..., tuple[int, str, str]], monkeypatch, without_doctor
+):
+    monkeypatch.chdir(station.folder)
+    code, _, err = run("bundle", "here.tar.gz", "-c", station.file.name)
+    assert code == 0, err
+    with tarfile.open(station.folder / "here.tar.gz") as tar:
+        (check,) = (one for one in tar if one.name.endswith("/check.txt"))
+        assert b"nothing wrong" in tar.extractfile(check).read()
 
 
 def test_a_command_that_hangs_is_left(station: Station):

@@ -160,25 +160,25 @@ def test_no_thread_outlives_the_opening(make):
 
 
 @pytest.mark.parametrize(
-    ("camera", "imported", "left"),
-    [
-        ('ReplayCamera(path="x")', "replay", "simulated"),
-        ("SimulatedCamera()", "simulated", "replay"),
-    ],
+    ("camera", "imported"),
+    [('ReplayCamera(path="x")', "replay"), ("SimulatedCamera()", "simulated")],
 )
-def test_only_the_driver_asked_for_is_imported(camera, imported, left):
+def test_only_the_driver_asked_for_is_imported(camera, imported):
     program = f"""
 import sys
 from pathlib import Path
 from inspectd.camera.factory import make_camera
 from inspectd.settings import ReplayCamera, Settings, SimulatedCamera, Station
-assert "cv2" not in sys.modules
+libraries = ["cv2"] if "cv2" in sys.modules else []
 station = Station(station="a", program="b", camera={camera})
 make_camera(Settings(path=Path("s.yaml"), station=station, programs={{}}, hash=""))
-assert "inspectd.camera.{imported}" in sys.modules
-assert "inspectd.camera.{left}" not in sys.modules
+drivers = [name for name in ("replay", "simulated") if f"inspectd.camera.{{name}}" in sys.modules]
+print(*libraries, *drivers)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, timeout=60, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout.split() == [imported]
 
 
 def test_a_relative_path_is_taken_from_the_station_file(tmp_path):

@@ -1,10 +1,9 @@
 """The command line as a user meets it: what it prints, and with which code it ends."""
 
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from station import PROGRAM, SIMULATED, Station, cut_short, good_part, write_pictures
 
-from inspectd import __version__, cli, payload
+from inspectd import __version__, payload
 from inspectd.camera.simulated import render
 from inspectd.settings import SimulatedCamera
 
@@ -21,23 +20,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command line within this process: exit code, standard output and standard error."""
+def run(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """It finds no station file by itself, and has room for a line."""
     monkeypatch.delenv("INSPECTD_CONFIG", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
-
-    def run_it(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["inspectd", *map(str, arguments)])
-        capsys.readouterr()
-        code = cli.run_command_line()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield run_it
-    for number, handler in before.items():  # `inspectd run` sets its own
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture

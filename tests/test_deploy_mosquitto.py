@@ -50,7 +50,11 @@ CONNECT = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x05\x00\x01a"
 CONNACK = b"\x20"
 
 if shutil.which("mosquitto_passwd") is None or shutil.which("mosquitto_pub") is None:
-    pytest.skip("mosquitto-clients is not installed", allow_module_level=True)
+    pytest.skip(
+        "there is no mosquitto on this machine, or only a part (Debian: apt install mosquitto "
+        "mosquitto-clients)",
+        allow_module_level=True,
+    )
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess:

@@ -1,10 +1,9 @@
 """Whether a picture shows the empty station and nothing else, in whatever light and place."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
+from photographs import photographs
 
 from inspectd.camera.files import find_images, read_image
 from inspectd.camera.simulated import render
@@ -13,7 +12,6 @@ from inspectd.imaging.preprocess import grey, reduce
 from inspectd.records import Defect, GreyImage, Measure
 from inspectd.settings import AlignmentSettings, Program, SimulatedCamera
 
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data"
 HEIGHT, WIDTH = 60, 80
 MODES = ["none", "shift", "rigid", "search"]
 
@@ -225,9 +223,7 @@ def test_the_simulated_nest_is_told_from_every_part(resolution):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_board_without_its_transistor(mode):
-    folder = PHOTOGRAPHS / "transistor"
-    if not folder.is_dir():
-        pytest.skip(f"the photographs are not there: {folder}")
+    folder = photographs("transistor")
 
     def pictures(*names: str) -> list[GreyImage]:
         places = [folder / name for name in names]

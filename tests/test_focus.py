@@ -29,7 +29,7 @@ from station import (
     write_pictures,
 )
 
-from inspectd import cli, config
+from inspectd import config
 from inspectd.camera.simulated import SimulatedCamera
 from inspectd.commands import focus
 from inspectd.commands.focus_view import Bar, FocusView
@@ -72,27 +72,12 @@ def station() -> Iterator[Station]:
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], station: Station
-) -> Iterator[Run]:
-    """`inspectd focus` within this process: exit code, standard output and standard error."""
+def run(run: Run, station: Station, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`inspectd focus`, without its pauses."""
     monkeypatch.setattr(focus.OwnCamera, "period_s", 0.0)
     monkeypatch.setattr(focus.Service, "period_s", 0.0)
     monkeypatch.setattr(focus, "RETRY_S", 0.0)
-
-    def run_it(*arguments: str) -> tuple[int, str, str]:
-        command = ["inspectd", "focus", *arguments, "-c", str(station.file)]
-        monkeypatch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        code = cli.run_command_line()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    kept = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in kept}
-    yield run_it
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return lambda *arguments: run("focus", *arguments, "-c", station.file)
 
 
 # ---- lines and JSON ------------------------------------------------------------------------------

@@ -3,17 +3,16 @@
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from photographs import photographs
 
 from inspectd.imaging import gate, preprocess
 from inspectd.records import Alignment, Measure, PictureHealth, Pose, Reason
 from inspectd.settings import AlignmentSettings, HealthSettings
 
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data"
 BOUNDS = HealthSettings()
 FIT = PictureHealth(brightness=0.4, contrast=0.2, black=0.0, white=0.0, focus=5.0)
 
@@ -387,9 +386,7 @@ def test_what_is_no_number_is_neither_good_nor_an_empty_station(measure):
 
 @pytest.mark.parametrize("part", ["transistor", "bottle", "aliens", "screws"])
 def test_photographs_pass_and_their_blurred_copies_do_not(part):
-    folder = PHOTOGRAPHS / part
-    if not folder.is_dir():
-        pytest.skip(f"the photographs are not there: {folder}")
+    folder = photographs(part)
     good = [cv2.imread(str(path), 0) for path in sorted((folder / "good").glob("*"))[:10]]
     tested = [cv2.imread(str(path), 0) for path in sorted((folder / "test").glob("*/*"))]
     reference = usual(*good)

@@ -43,7 +43,7 @@ needs_lgpio = pytest.mark.skipif(
     reason="lgpio is not installed (pip install 'inspectd[gpio]')",
 )
 no_gpio_here = pytest.mark.skipif(
-    Path("/dev/gpiochip0").exists(), reason="this machine has a real GPIO"
+    Path("/dev/gpiochip0").exists(), reason="tells what happens without a GPIO, which is here"
 )
 
 

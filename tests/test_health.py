@@ -431,8 +431,10 @@ def test_the_thread_reports_at_once_and_ends():
     assert not threads_of_health()
 
 
-def test_stopping_what_was_not_started():
-    Mailbox().monitor.stop()
+def test_what_was_not_started_can_be_stopped_and_reports_nothing():
+    mailbox = Mailbox()
+    mailbox.monitor.stop()
+    assert mailbox.messages.empty()
 
 
 def test_a_report_that_fails_is_logged_and_the_next_one_comes(caplog, monkeypatch):
@@ -468,5 +470,7 @@ def test_a_machine_that_hangs_does_not_hold_up_the_stop():
     assert threads_of_health()  # left behind
     mailbox.monitor.note(passed(), frame(), {})  # and nobody waits for it
     assert mailbox.monitor.report().triggers.answered == 1
+    go_on.set()
+    assert eventually(lambda: not threads_of_health())
     go_on.set()
     assert eventually(lambda: not threads_of_health(), WAIT_S)

@@ -1,18 +1,16 @@
 """The drawing: what it shows lies where it belongs, whatever the picture."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from photographs import photographs
 
 from inspectd.errors import ImageError
 from inspectd.imaging import heatmap, preprocess
 from inspectd.records import Inspection, PatchGrid, Reason, RegionScore, Verdict
 from inspectd.settings import Box, Region
-
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data"
 
 
 def grid_of(picture, step=2, extent=7):
@@ -295,9 +293,7 @@ def test_the_png_holds_the_drawing():
 
 def test_a_photograph_is_drawn_where_it_lies():
     """The drawing without map is the photograph, enlarged."""
-    folder = PHOTOGRAPHS / "bottle" / "test" / "good"
-    if not folder.is_dir():
-        pytest.skip(f"the photographs are not there: {folder}")
+    folder = photographs("bottle", "test", "good")
     picture = preprocess.reduce(cv2.imread(str(min(folder.glob("*"))), 0), 100)
     canvas = heatmap.render_heatmap(Inspection(Verdict.PASS, picture=picture), program="bottle")
     back = preprocess.reduce(np.ascontiguousarray(scene(canvas, picture)[:, :, 0]), 100)

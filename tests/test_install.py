@@ -58,7 +58,7 @@ def machine(tmp_path: Path) -> Machine:
 @pytest.mark.parametrize("script", [*SCRIPTS, "lib.sh", "prepare.sh"])
 def test_scripts_are_sound_posix_shell(script):
     if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
+        pytest.skip("there is no shellcheck on this machine (Debian: apt install shellcheck)")
     done = subprocess.run(
         ["shellcheck", "-x", f"deploy/{script}"],
         cwd=ROOT,
@@ -138,9 +138,9 @@ def test_a_system_without_apt_is_refused(machine):
 
 def test_a_system_without_systemd_is_refused(machine):
     if Path("/run/systemd/system").exists():
-        pytest.skip("systemd runs here")
+        pytest.skip("systemd runs on this machine, so that it is not refused")
     if not Path("/usr/bin/python3").exists():
-        pytest.skip("there is no /usr/bin/python3")
+        pytest.skip("there is no /usr/bin/python3, which the installation looks for first")
     done = machine.run("install.sh")
     assert done.returncode == 1
     assert "systemd does not run here" in done.stderr
@@ -178,7 +178,7 @@ def test_the_example_becomes_settings_that_are_right(tmp_path, mosquitto):
         assert (broker.port, broker.tls, broker.username) == (1883, None, None)
         return
     assert (broker.host, broker.port, broker.username) == ("localhost", 8883, "press-3")
-    assert str(broker.password_file) == "/run/credentials/inspectd@cam2.service/mqtt-password"
+    assert str(broker.password_file) == "$CREDENTIALS_DIRECTORY/mqtt-password"
     assert broker.tls is not None
     assert Path(str(broker.tls.ca)).name == "ca.pem"
 

@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from inspectd import jit
 
 DESCRIBE = """
 import json, sys
@@ -27,10 +30,10 @@ print(json.dumps({
 """
 
 
-def _run(cache: Path, code: str) -> str:
+def _run(cache: Path, code: str, before: Sequence[str] = ()) -> str:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [*before, sys.executable, "-W", "error", "-c", code],
         env=environment,
         capture_output=True,
         text=True,
@@ -45,7 +48,7 @@ def _run(cache: Path, code: str) -> str:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict, Path]:
     """What a process that had to compile computed, and the next, with the cache of the first."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":
-        pytest.skip("numba is switched off: nothing is compiled")
+        pytest.skip("NUMBA_DISABLE_JIT is set: numba compiles and keeps nothing")
     cache = tmp_path_factory.mktemp("kernels")
     return json.loads(_run(cache, DESCRIBE)), json.loads(_run(cache, DESCRIBE)), cache
 
@@ -62,7 +65,7 @@ def test_what_the_compiler_needs_is_not_loaded_with_the_kernels(runs):
 
 
 def test_a_new_kernel_beside_loaded_ones_is_compiled(runs, tmp_path):
-    _, _, cache = runs
+    _, loaded, cache = runs
     (tmp_path / "another.py").write_text(
         "from inspectd.jit import kernel\n"
         "@kernel\n"
@@ -75,9 +78,29 @@ def test_a_new_kernel_beside_loaded_ones_is_compiled(runs, tmp_path):
         "from another import double\n"
         "out = np.empty(3, np.float32)\n"
         "double(np.arange(3, dtype=np.float32), out)\n"
-        "assert out.tolist() == [0, 2, 4], out\n"
+        "print(json.dumps(out.tolist()))\n"
     )
-    _run(cache, code)
+    described, doubled = map(json.loads, _run(cache, code).splitlines())
+    assert doubled == [0, 2, 4]
+    assert described == loaded
+
+
+def test_from_a_cache_that_cannot_be_written_kernels_are_loaded_all_the_same(runs, tmp_path):
+    _, loaded, cache = runs
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    before = ["unshare", "-m", "sh", "-c", script, str(cache)]
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user cannot mount a folder read-only, which takes root")
+    assert json.loads(_run(cache, DESCRIBE, before)) == loaded
+    # What is not in it serves the process.
+    empty = tmp_path / "kernels"
+    shutil.copytree(cache, empty)
+    for file in empty.rglob("*.nbc"):
+        file.unlink()
+    before[-1] = str(empty)
+    compiled = json.loads(_run(empty, DESCRIBE, before))
+    assert compiled["map"] == loaded["map"]
+    assert compiled["lowerings"] > loaded["lowerings"]
 
 
 def test_without_its_index_a_cache_is_compiled_anew(runs, tmp_path):
@@ -91,3 +114,31 @@ def test_without_its_index_a_cache_is_compiled_anew(runs, tmp_path):
     again = json.loads(_run(bare, DESCRIBE))
     assert again["map"] == compiled["map"]
     assert again["lowerings"] == compiled["lowerings"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "set_by_hand", "is_owner", "chosen"),
+    [
+        ("/opt/inspectd/releases/1.0-1", "", True, True),
+        ("/opt/inspectd/current", "/elsewhere", True, False),
+        ("/opt/inspectd/current", "", False, False),
+        ("/home/pi/inspectd/.venv", "", True, False),
+    ],
+    ids=["installed", "NUMBA_CACHE_DIR", "another user", "not installed"],
+)
+def test_by_hand_an_installed_station_loads_the_kernels_of_its_service(
+    monkeypatch, tmp_path, prefix, set_by_hand, is_owner, chosen
+):
+    monkeypatch.setattr(jit, "INSTALLED_KERNELS", tmp_path)
+    monkeypatch.setattr(jit.config, "CACHE_DIR", set_by_hand)
+    owner = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner if is_owner else owner + 1)
+    jit._choose_folder(Path(prefix))
+    assert str(tmp_path if chosen else set_by_hand) == jit.config.CACHE_DIR
+
+
+def test_where_no_kernels_were_compiled_yet_nothing_is_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(jit, "INSTALLED_KERNELS", tmp_path / "gone")
+    monkeypatch.setattr(jit.config, "CACHE_DIR", "")
+    jit._choose_folder(jit.INSTALLED / "current")
+    assert jit.config.CACHE_DIR == ""

@@ -1,3 +1,5 @@
+"""The journal's commits and numbers, what it hands out again, and how it keeps to its space."""
+
 import resource
 import signal
 import sqlite3
@@ -10,8 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from verdicts import a_verdict
 
-from inspectd import journal as journal_module
-from inspectd.errors import JournalDamaged, JournalError, JournalUnusable
+from inspectd.errors import JournalError, JournalUnusable
 from inspectd.journal import Journal
 from inspectd.payload import decode_verdict, encode
 
@@ -253,177 +254,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         Journal.open(path)
 
 
-def test_what_is_no_database_is_set_aside_whole_and_a_new_journal_begun(tmp_path, caplog):
-    path = tmp_path / "journal.db"
-    content = b"this is not a database, but what a power cut left of one\n" * 100
-    path.write_bytes(content)
-    with Journal.open(path) as journal:
-        assert journal.set_aside.name.startswith("journal.db.damaged-")
-        assert journal.set_aside.read_bytes() == content
-        assert journal.commit(a_verdict()).seq == 1
-    message = caplog.messages[0]
-    assert f"{path} is damaged" in message
-    assert f"set aside as {journal.set_aside}" in message
-    with Journal.open(path) as again:  # no loop: the new one is sound
-        assert (again.id, again.set_aside, again.last_seq()) == (journal.id, None, 1)
-
-
-def overwrite(path, page, pages=1):
-    with path.open("r+b") as file:
-        file.seek(page * 1024)
-        file.write(b"\xa5" * 1024 * pages)
-
-
-def test_a_malformed_page_found_at_opening_sets_the_file_aside(path):
-    with Journal.open(path) as journal:
-        first_id = journal.id
-        for _ in range(100):
-            journal.commit(a_verdict(detail="x" * 1000))
-    overwrite(path, 20, 30)
-    with Journal.open(path) as journal:
-        assert journal.id != first_id
-        assert journal.last_seq() == 0
-        assert journal.set_aside.exists()
-
-
-def test_the_wal_of_a_damaged_file_goes_with_it(path):
-    with Journal.open(path) as journal:
-        journal.commit(a_verdict())
-        with closing(sqlite3.connect(path)) as reader:  # else SQLite writes it back on closing
-            reader.execute("SELECT count(*) FROM inspection").fetchone()
-            journal.reopen()
-        aside = journal.set_aside
-        assert aside.with_name(aside.name + "-wal").exists()
-        assert journal.commit(a_verdict()).seq == 1
-
-
-def test_damage_found_by_a_commit_is_told_apart_and_a_new_journal_can_be_begun(path):
-    with Journal.open(path) as journal:
-        first_id = journal.id
-        for _ in range(100):
-            journal.commit(a_verdict(detail="x" * 1000))
-        journal._write_back()
-        size = path.stat().st_size
-        overwrite(path, 3, size // 1024 - 3)
-        journal._connection.execute("PRAGMA shrink_memory")  # or its cache would still be right
-        with pytest.raises(JournalDamaged, match=r"could not be committed: .*malformed"):
-            journal.commit(a_verdict())
-        journal.reopen()
-        assert journal.id != first_id
-        assert journal.set_aside.stat().st_size == size
-        stored = journal.commit(a_verdict())
-        assert (stored.seq, stored.journal_id) == (1, journal.id)
-    with Journal.open(path) as again:
-        assert (again.id, again.last_seq()) == (journal.id, 1)
-
-
-def test_a_new_journal_that_cannot_be_begun_can_be_tried_again(path, monkeypatch):
-    with Journal.open(path) as journal:
-        first_id = journal.id
-        journal.commit(a_verdict())
-        with monkeypatch.context() as patch:
-            patch.setattr(journal_module, "_TABLES", ("INSERT INTO nowhere VALUES (1)",))
-            with pytest.raises(JournalError, match=r"could not be begun.*nowhere.*journal\.db"):
-                journal.reopen()
-        with pytest.raises(JournalError, match="closed"):
-            journal.commit(a_verdict())
-        journal.reopen()
-        assert journal.id != first_id
-        assert journal.commit(a_verdict()).seq == 1
-
-
-def test_a_locked_journal_is_not_set_aside(path, monkeypatch):
-    with Journal.open(path) as journal:
-        journal.commit(a_verdict())
-    monkeypatch.setattr("inspectd.journal._BUSY_TIMEOUT_S", 0.1)
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(JournalUnusable, match="locked"):
-            Journal.open(path)
-    with Journal.open(path) as journal:
-        assert (journal.set_aside, journal.last_seq()) == (None, 1)
-
-
-VERSION_1 = """
-    PRAGMA journal_mode = WAL;
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE inspection (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        requester_transaction TEXT UNIQUE,
-        program TEXT NOT NULL,
-        verdict TEXT NOT NULL,
-        committed_at TEXT NOT NULL,
-        payload BLOB NOT NULL,
-        sent INTEGER NOT NULL DEFAULT 0
-    );
-    CREATE INDEX unsent ON inspection (seq) WHERE sent = 0;
-    INSERT INTO meta VALUES ('journal_id', 'made-by-version-1');
-    PRAGMA user_version = 1;
-"""
-
-
-def a_journal_of_version_1(path):
-    """Rows 1 to 9, the odd ones sent; 10 was given and deleted."""
-    path.parent.mkdir()
-    verdicts = [a_verdict(seq=seq, transaction=f"T-{seq}") for seq in range(1, 11)]
-    with closing(sqlite3.connect(path)) as database:
-        database.executescript(VERSION_1)
-        database.executemany(
-            "INSERT INTO inspection VALUES (?, ?, ?, 'connector', 'PASS', ?, ?, ?)",
-            [
-                (
-                    v.seq,
-                    v.id,
-                    v.transaction,
-                    f"2024-05-17T06:30:{v.seq:02}.000+00:00",
-                    encode(v),
-                    v.seq % 2,
-                )
-                for v in verdicts
-            ],
-        )
-        database.execute("DELETE FROM inspection WHERE seq = 10")
-        database.commit()
-    return verdicts[:9]
-
-
-def test_a_journal_of_version_1_is_taken_over_whole(path):
-    verdicts = a_journal_of_version_1(path)
-    for _ in range(2):  # and once it is, it stays
-        with Journal.open(path) as journal:
-            assert (journal.id, journal.set_aside) == ("made-by-version-1", None)
-            assert journal.last_seq() == 10
-            assert [row.payload for row in journal.read(1, 99)] == [encode(v) for v in verdicts]
-            assert seqs(journal.unsent(0, 99)) == [2, 4, 6, 8]
-            assert journal.find_transaction("T-7") == verdicts[6]
-    with Journal.open(path) as journal:
-        assert journal.commit(a_verdict(lot="L 5")).seq == 11
-        journal.keep_answer("lot", "T-1", b"{}")
-    with closing(sqlite3.connect(path)) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (2,)
-        assert database.execute("PRAGMA auto_vacuum").fetchone() == (2,)
-        assert database.execute("SELECT lot FROM inspection WHERE seq > 8").fetchall() == [
-            (None,),
-            ("L 5",),
-        ]
-
-
-def test_a_migration_that_fails_leaves_version_1_as_it_was(path, monkeypatch):
-    a_journal_of_version_1(path)
-    statements = (*journal_module._FROM_VERSION_1, "INSERT INTO nowhere VALUES (1)")
-    with monkeypatch.context() as patch:
-        patch.setattr(journal_module, "_FROM_VERSION_1", statements)
-        with pytest.raises(JournalUnusable, match="no such table: nowhere"):
-            Journal.open(path)
-    with closing(sqlite3.connect(path)) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (1,)
-        assert database.execute("SELECT count(*) FROM inspection").fetchone() == (9,)
-    with Journal.open(path) as journal:
-        assert journal.last_seq() == 10
-
-
 def test_an_answer_is_found_again_also_after_reopening(path):
     with Journal.open(path) as journal:
         journal.keep_answer("program", "T-1", b'{"ok":true}')
@@ -439,7 +269,7 @@ def test_an_answer_is_found_again_also_after_reopening(path):
 
 
 def test_the_oldest_answers_are_forgotten(path, monkeypatch):
-    monkeypatch.setattr(journal_module, "_ANSWERS_KEPT", 3)
+    monkeypatch.setattr("inspectd.journal._ANSWERS_KEPT", 3)
     with Journal.open(path) as journal:
         for number in range(5):
             journal.keep_answer("lot", f"T-{number}", b"{}")
@@ -615,35 +445,6 @@ def test_on_a_full_disk_nothing_unsent_is_deleted_and_the_commit_fails(small_dis
         assert seqs(journal.unsent(0, 99999)) == list(range(1, last + 1))
         (small_disk / "others").unlink()
         assert journal.commit(a_verdict()).seq == last + 1
-
-
-def test_another_programs_database_is_refused(tmp_path):
-    path = tmp_path / "journal.db"
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE recipes (name TEXT)")
-    database.close()
-    with pytest.raises(JournalUnusable, match="something else"):
-        Journal.open(path)
-
-
-def test_a_journal_of_a_newer_version_is_refused_without_change(path):
-    Journal.open(path).close()
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
-    with pytest.raises(JournalUnusable, match=r"newer inspectd \(its schema is 99"):
-        Journal.open(path)
-
-
-def test_a_journal_that_was_refused_can_be_opened_once_it_is_put_right(path):
-    Journal.open(path).close()
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 99")
-    with pytest.raises(JournalUnusable):
-        Journal.open(path)
-    database.execute("PRAGMA user_version = 2")
-    database.close()
-    Journal.open(path).close()
 
 
 def test_a_closed_journal_answers_with_an_error(path):

@@ -2,13 +2,13 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from photographs import photographs
 
 from inspectd.camera.simulated import render
 from inspectd.errors import ReferencesError
@@ -25,8 +25,6 @@ from inspectd.limits import (
     student_t_share,
 )
 from inspectd.settings import SimulatedCamera
-
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data"
 
 
 def good_scores(count, seed=0, spread=0.3):
@@ -317,18 +315,15 @@ def test_pictures_of_any_shape_are_compared(size):
     assert near_duplicates(np.concatenate([noise[:1] + 0.2, noise[:1] + 0.2])) == ((0, 1),)
 
 
-def photographs(*patterns):
-    paths = sorted(path for pattern in patterns for path in PHOTOGRAPHS.glob(pattern))
-    if not paths:
-        pytest.skip(f"the photographs for evaluation are not in {PHOTOGRAPHS}")
-    return np.stack([reduced(cv2.imread(str(path))) for path in paths])
+def reduced_photographs(folder, pattern):
+    return np.stack([reduced(cv2.imread(str(path))) for path in sorted(folder.glob(pattern))])
 
 
 @pytest.mark.parametrize("part", ["transistor", "bottle", "aliens", "screws"])
 def test_photographs_of_different_good_parts_are_no_repeats(part):
-    assert near_duplicates(photographs(f"{part}/good/*")) == ()
+    assert near_duplicates(reduced_photographs(photographs(part, "good"), "*")) == ()
 
 
 def test_photographs_of_one_board_are_repeats():
-    groups = near_duplicates(photographs("boards/P2-UP-L1_*"))
+    groups = near_duplicates(reduced_photographs(photographs("boards"), "P2-UP-L1_*"))
     assert groups == ((0, 1, 2, 3, 4),)

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from broker import eventually
 
 from inspectd.camera import opencv, v4l2
 from inspectd.camera.guard import Guarded
@@ -324,15 +325,8 @@ def test_opening_often_leaves_nothing(source):
         with camera:
             pass
     source.wait_until_unwatched()
-    wait_for(lambda: open_files() <= files and threading.active_count() <= threads)
-
-
-def wait_for(condition) -> None:
-    """The server's own threads end a moment after the last who looked."""
-    deadline = time.monotonic() + LONG_S
-    while not condition() and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
-    assert condition()
+    # The server's own threads end a moment after the last who looked.
+    assert eventually(lambda: open_files() <= files and threading.active_count() <= threads)
 
 
 def test_the_delay_of_a_stream_is_warned_of_once(source, caplog):
@@ -427,7 +421,7 @@ def test_uncompressed_pictures_through_a_pipe(tmp_path):
         camera.open()
     stop.set()
     writer.join(LONG_S)
-    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("camera")])
+    assert eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("camera")])
 
 
 # ---- devices -----------------------------------------------------------------------------------
@@ -662,7 +656,7 @@ def test_a_camera_without_automatics_has_nothing_to_warn_of():
     controls = Controls()
     controls.lack(cv2.CAP_PROP_AUTO_EXPOSURE, cv2.CAP_PROP_AUTOFOCUS, cv2.CAP_PROP_AUTO_WB)
     assert v4l2.configure(controls, OpencvSettings(index=0)) == []
-    v4l2.configure(controls, FIXED)
+    assert v4l2.configure(controls, FIXED) == []
 
 
 @pytest.mark.parametrize(
@@ -717,7 +711,9 @@ def test_a_setting_undone_by_a_later_one_is_refused():
 
 
 def test_the_exposure_may_be_off_by_half_a_unit():
-    v4l2.configure(Controls(), OpencvSettings(index=0, exposure_us=5040))
+    controls = Controls()
+    v4l2.configure(controls, OpencvSettings(index=0, exposure_us=5040))
+    assert controls.values[cv2.CAP_PROP_EXPOSURE] == 50  # of 100 us
 
 
 class Device(Controls):

@@ -120,7 +120,7 @@ def test_a_new_journal_that_cannot_be_begun_is_tried_again_with_the_next_verdict
     recorder, journal = make(tmp_path)
     damage(journal)
     with monkeypatch.context() as patch:
-        patch.setattr("inspectd.journal._TABLES", ("INSERT INTO nowhere VALUES (1)",))
+        patch.setattr("inspectd.journal.database._TABLES", ("INSERT INTO nowhere VALUES (1)",))
         with pytest.raises(JournalError):
             recorder.commit(a_verdict())
     assert replaced == []

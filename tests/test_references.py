@@ -12,13 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from photographs import photographs
 
 from inspectd.errors import ReferencesError
 from inspectd.records import Image
 from inspectd.references import NewReference, ReferenceStore, pixel_checksum
 from inspectd.settings import RegionOfInterest
 
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data"
 ROI = RegionOfInterest(x=10, y=20, width=40, height=30)
 TAKEN = datetime(2026, 7, 29, 6, 30, tzinfo=UTC)
 
@@ -514,10 +514,7 @@ def test_two_writers_at_once_lose_nothing(store):
 
 
 def test_photographs_are_kept_without_loss(store):
-    folder = PHOTOGRAPHS / "aliens" / "good"
-    if not folder.is_dir():
-        pytest.skip(f"the photographs are not there: {folder}")
-    paths = sorted(folder.glob("*"))
+    paths = sorted(photographs("aliens", "good").glob("*"))
     pictures = [cv2.imread(str(path)) for path in paths]
     store.add(
         [

@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from station import (
     wait_until_available,
     write_pictures,
 )
+from station import Service as Process
 
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.config import load
@@ -37,19 +38,20 @@ from inspectd.teaching import Candidate, teach
 
 ALL = "[trigger, program, reload, lot, teach, limits, snapshot, resend]"
 Subscribe = Callable[[PrivateBroker], Subscriber]
+Running = tuple[Station, Process, Subscriber]
 
 
 @pytest.fixture
-def make_station(tmp_path: Path) -> Iterator[Callable[..., Station]]:
-    made: list[Station] = []
-
-    def make(**settings) -> Station:
-        made.append(Station(tmp_path / "station", **settings))
-        return made[-1]
-
-    yield make
-    for station in made:
-        station.clean_up()
+def running(
+    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+) -> Running:
+    """A taught station that judges on request, and what it publishes."""
+    subscriber = subscribe(broker)
+    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
+    station.teach()
+    service = station.start()
+    wait_until_available(subscriber)
+    return station, service, subscriber
 
 
 def second_program(station: Station, name: str = "other", settings: str = "") -> None:
@@ -236,13 +238,9 @@ def test_a_limit_that_is_saved_changes_the_verdict_without_a_look_at_the_referen
 
 
 def test_a_mistake_leaves_the_last_good_settings_in_force_and_is_told_until_it_is_mended(
-    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+    running: Running,
 ):
-    subscriber = subscribe(broker)
-    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
-    station.teach()
-    service = station.start()
-    wait_until_available(subscriber)
+    station, service, subscriber = running
     before = judged(subscriber, "A")
     program = station.folder / "programs" / f"{PROGRAM}.yaml"
     rewrite(program, "description: 27 pins", "limit:\n  treshold: 2.0")
@@ -293,15 +291,9 @@ def test_another_port_moves_the_station_to_another_broker(
         assert service.stop() == 0, service.log
 
 
-def test_camera_and_trigger_are_replaced_between_two_parts(
-    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
-):
-    subscriber = subscribe(broker)
-    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
-    station.teach()
+def test_camera_and_trigger_are_replaced_between_two_parts(running: Running):
+    station, service, subscriber = running
     write_pictures(station.folder / "parts", [20])
-    service = station.start()
-    wait_until_available(subscriber)
     asking = threading.Thread(
         target=lambda: [request(subscriber, {"part_id": f"{number}"}) for number in range(50)]
     )
@@ -381,13 +373,9 @@ def test_each_request_does_what_it_says_once(
 
 
 def test_a_request_that_is_wrong_or_not_allowed_is_answered_and_echoes_its_transaction(
-    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+    running: Running,
 ):
-    subscriber = subscribe(broker)
-    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
-    station.teach()
-    service = station.start()
-    wait_until_available(subscriber)
+    _, service, subscriber = running
     for name, payload, words in (
         ("teach", {"transaction": "1"}, "mqtt.requests in the station file lacks it"),
         ("program", {"transaction": "2"}, "program"),
@@ -472,13 +460,9 @@ def test_settings_that_are_being_put_in_force_while_the_station_stops_leave_noth
 
 
 def test_a_reload_that_is_asked_for_while_the_station_stops_does_not_end_it_otherwise(
-    make_station: Callable[..., Station], broker: PrivateBroker, subscribe: Subscribe
+    running: Running,
 ):
-    subscriber = subscribe(broker)
-    station = make_station(camera=SIMULATED % 100, trigger="{source: mqtt}", port=broker.port)
-    station.teach()
-    service = station.start()
-    wait_until_available(subscriber)
+    _, service, _ = running
     service.process.send_signal(signal.SIGTERM)
 
     def has_ended() -> bool:

@@ -1,6 +1,7 @@
 """What becomes of a request: checked, done once, answered; with nothing around it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,9 +11,11 @@ from broker import eventually
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from inspectd import requests
+from inspectd.clock import SLEWED_S, ClockWatch
 from inspectd.errors import ControlError
 from inspectd.journal import Answer
-from inspectd.mqtt.connection import RequestMessage
+from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
 from inspectd.payload import Response
 from inspectd.requests import REPEATED_WITHIN_S, TYPES, WAITING, Requests
@@ -109,6 +112,91 @@ def test_a_transaction_that_is_used_again_much_later_is_another_request(
     assert not answer.ok
     assert "transaction of its own" in (answer.error or "")
     assert bench.happened == ["program"]
+
+
+class Clocks:
+    """A wall clock and the time since the machine's start, as a watch reads them."""
+
+    def __init__(self, *, ahead_s: float = 0.0, uptime_s: float = 5000.0) -> None:
+        self.ahead_s = ahead_s
+        self.uptime_s = uptime_s
+        self._begun = time.time() - uptime_s
+
+    def wall_s(self) -> float:
+        return self._begun + self.uptime_s + self.ahead_s
+
+    def watch(self) -> ClockWatch:
+        return ClockWatch(self.wall_s, lambda: self.uptime_s)
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.wall_s(), UTC)
+
+
+@pytest.mark.parametrize("set_s", [7200.0, 30.0, -30.0, -7200.0])
+def test_what_was_answered_before_the_clock_was_set_is_of_unknown_age(set_s: float):
+    clocks = Clocks()
+    watch = clocks.watch()
+    answered = clocks.now()
+    assert answered > watch.since()
+    clocks.uptime_s += 60.0
+    clocks.ahead_s += set_s
+    assert answered <= watch.since()
+    assert clocks.now() <= watch.since()  # may have been shown before it was set back
+    clocks.uptime_s += max(1.0, -set_s)
+    assert clocks.now() >= watch.since()
+    assert answered <= watch.since()
+
+
+def test_an_answer_of_a_clock_that_ran_ahead_stays_of_unknown_age():
+    """Else it would be taken for a fresh one when its instant comes once more."""
+    clocks = Clocks(ahead_s=3600.0)
+    watch = clocks.watch()
+    answered = clocks.now()
+    clocks.ahead_s = 0.0
+    clocks.uptime_s += 3600.0 + 60.0
+    assert clocks.now() > answered
+    assert answered <= watch.since()
+
+
+def test_a_clock_that_is_slewed_was_not_set():
+    clocks = Clocks()
+    watch = clocks.watch()
+    before = watch.since()
+    clocks.ahead_s = SLEWED_S / 2
+    assert watch.since() == before
+    assert before == datetime.fromtimestamp(clocks.wall_s() - clocks.ahead_s - 5000.0, UTC)
+
+
+def test_an_answer_from_before_the_machine_started_is_none(
+    bench: Bench, answers: Answers, monkeypatch: pytest.MonkeyPatch
+):
+    """Without a battery the clock goes on from where it stood, however long that is ago."""
+    bench.ask("program", b'{"program": "a", "transaction": "1"}')
+    assert bench.answered(1).ok
+    answers.at = datetime.now(UTC) - timedelta(seconds=120)
+    bench.ask("program", b'{"program": "a", "transaction": "1"}')
+    assert bench.answered(2) == bench.answered(1)
+    monkeypatch.setattr(requests, "_clock", Clocks(uptime_s=60.0).watch())
+    bench.ask("program", b'{"program": "a", "transaction": "1"}')
+    answer = bench.answered(3)
+    assert not answer.ok
+    assert "before the machine was started or its clock set" in (answer.error or "")
+    assert bench.happened == ["program"]
+
+
+def test_each_request_looks_whether_the_clock_was_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    """So nothing is answered between a setting and its being noticed."""
+    clocks = Clocks(ahead_s=300.0)
+    monkeypatch.setattr(requests, "_clock", clocks.watch())
+    clocks.ahead_s = 0.0
+    bench.ask("trigger", b'{"part_id": "1"}')
+    assert bench.happened == ["trigger 1"]
+    clocks.ahead_s = 300.0
+    clocks.uptime_s += 100.0
+    used = requests.used_before("t", datetime.now(UTC) - timedelta(seconds=1))
+    assert "its clock set" in used
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ docs/sparkplug.md names these tests beside the specification's requirements.
 
 import ast
 import base64
+import hashlib
 import itertools
 import json
 import logging
@@ -19,9 +20,11 @@ import pytest
 from broker import TIMEOUT_S, eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from station import SIMULATED, TOPICS, decoded, wait_until
 from verdicts import a_verdict
 
 from inspectd.commands.private_broker import HOST, PrivateBroker
+from inspectd.errors import BrokerState
 from inspectd.journal import Journal
 from inspectd.mqtt import sparkplug as sparkplug_module
 from inspectd.mqtt import standing as standing_module
@@ -602,6 +605,82 @@ def test_an_older_word_of_the_primary_host_is_ignored(broker, subscribe, edge, c
     station.commit()
     listener.wait_for(topic("DDATA", "connector"))
     assert listener.received(topic("NDEATH")) == []
+
+
+# ---- what the station says of it ---------------------------------------------------------------
+
+
+def refusing_sparkplug(folder):
+    """Settings of a broker that lets in the station's client id alone by its user name."""
+    plugin = next(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"), None)
+    if plugin is None:
+        pytest.skip("there is no plugin of Mosquitto that tells client ids apart")
+    salt, rounds = b"0123456789ab", 101
+    user = {
+        "username": "cell",
+        "clientid": "inspectd-cell",
+        "password": base64.b64encode(
+            hashlib.pbkdf2_hmac("sha512", b"secret", salt, rounds)
+        ).decode(),
+        "salt": base64.b64encode(salt).decode(),
+        "iterations": rounds,
+    }
+    kinds = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
+    access = dict.fromkeys(kinds, True)
+    file = folder / "users.json"
+    file.write_text(json.dumps({"defaultACLAccess": access, "clients": [user]}))
+    file.chmod(0o644)
+    return [f"plugin {plugin}", f"plugin_opt_config_file {file}"]
+
+
+def test_a_broker_that_refuses_sparkplug_alone_is_told_on_state(
+    broker_directory, make_station, subscribe
+):
+    broker = PrivateBroker(broker_directory, settings=refusing_sparkplug(broker_directory))
+    station = make_station(camera=SIMULATED % 30, trigger="{source: mqtt}")
+    good = station.file.read_text()
+    mqtt = f"{{host: {HOST}, port: {broker.port}, username: cell, password_file: password%s}}"
+    (station.folder / "password").write_text("secret")
+    (station.folder / "password").chmod(0o600)
+
+    def write_settings(more):
+        station.file.write_text(
+            good.replace(f"mqtt: {{host: {HOST}, port: 1}}", f"mqtt: {mqtt % more}")
+        )
+
+    write_settings(", sparkplug: {group: plant}")
+    with broker:
+        listener = subscribe(broker)
+        service = station.start()
+
+        def last_state():
+            return decoded(listener, TOPICS.state)[-1]
+
+        listener.wait_for(TOPICS.state)
+        refused = BrokerState.REFUSED_CREDENTIALS, BrokerState.REFUSED
+        assert eventually(lambda: last_state()["sparkplug"] in refused), last_state()
+        assert last_state()["broker"] == BrokerState.CONNECTED
+        (note,) = last_state()["notes"]
+        assert note.startswith("Sparkplug: ")
+        write_settings("")
+        assert eventually(lambda: last_state()["sparkplug"] is None), last_state()
+        assert last_state()["notes"] == []
+        assert last_state()["broker"] == BrokerState.CONNECTED
+        assert service.stop() == 0, service.log
+
+
+def test_a_connection_of_sparkplug_is_told_on_state(broker, make_station, subscribe):
+    station = make_station(camera=SIMULATED % 30, trigger="{source: mqtt}", port=broker.port)
+    station.file.write_text(
+        station.file.read_text().replace(
+            f"port: {broker.port}", f"port: {broker.port}, sparkplug: {{group: plant}}"
+        )
+    )
+    listener = subscribe(broker)
+    service = station.start()
+    raw = wait_until(listener, TOPICS.state, lambda p: json.loads(p)["sparkplug"] == "connected")
+    assert json.loads(raw)["broker"] in {"connected", "connecting"}
+    assert service.stop() == 0, service.log
 
 
 # ---- the parts --------------------------------------------------------------------------------

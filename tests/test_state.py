@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from inspectd.errors import BrokerState
 from inspectd.payload import StatePayload
 from inspectd.state import State, StationState
 
@@ -148,6 +149,19 @@ def test_an_alarm_is_told_at_once_and_the_station_stays_available(judging, publi
     assert judging.payload.alarm is None
     assert published.words == [("judging", True), ("camera_fault", False)] + [("judging", True)] * 2
     assert judging.payload.last_error == "unplugged"
+
+
+def test_how_the_connections_to_the_broker_are_is_news_only_when_it_changes(judging, published):
+    judging.note_broker(BrokerState.CONNECTED, None)
+    judging.note_broker(BrokerState.CONNECTED, None)
+    judging.note_broker(BrokerState.CONNECTED, BrokerState.REFUSED_CREDENTIALS)
+    judging.note_broker(BrokerState.CONNECTED, None)
+    assert [(payload.broker, payload.sparkplug) for payload, _ in published] == [
+        ("connected", None),
+        ("connected", "refused_credentials"),
+        ("connected", None),
+    ]
+    assert {available for _, available in published} == {True}
 
 
 def test_since_is_when_the_state_began_and_not_when_it_was_told(judging):

@@ -286,7 +286,7 @@ def test_a_part_that_is_late_is_counted_in_its_own_lot(bench):
 def test_a_lot_that_cannot_be_written_down_is_refused(bench):
     bench.statistics.set_lot("A")
     bench.judge()
-    (bench.folder / ".statistics.json.part").mkdir()
+    (bench.folder / ".writing-statistics.json").mkdir()
     with pytest.raises(TransientError, match="make room on the disk"):
         bench.statistics.set_lot("B")
     assert bench.statistics.lot == "A"
@@ -568,7 +568,7 @@ def test_only_so_many_are_read_again(bench, monkeypatch, caplog):
 
 def test_a_disk_that_is_full_costs_nothing_but_a_warning(bench, caplog):
     bench.statistics.set_lot("A")
-    (bench.folder / ".statistics.json.part").mkdir()
+    (bench.folder / ".writing-statistics.json").mkdir()
     bench.judge()
     bench.tend(statistics.KEPT_EVERY_S)
     assert "could not be kept" in caplog.text
@@ -642,8 +642,9 @@ def test_it_is_written_down_seldom_and_only_with_something_new(bench):
 
 
 @pytest.fixture
-def running(tmp_path):
+def running(tmp_path, monkeypatch):
     """Statistics with a thread of their own; the messages and the journal."""
+    monkeypatch.setattr(statistics, "WATCH_S", 0.01)
     messages: queue.Queue[StatisticsPayload] = queue.Queue()
     journal = Journal.open(tmp_path / "journal.db")
     running = Statistics(
@@ -677,13 +678,17 @@ def test_the_thread_reports_at_once_and_for_the_last_time(running, tmp_path):
     assert json.loads((tmp_path / "statistics.json").read_text())["seq"] == 1
 
 
-def test_stopping_what_was_not_started(running):
-    running[0].stop()
-    Heartbeat("boot", lambda: True, lambda _: None).stop()
+def test_what_was_not_started_can_be_stopped_and_reports_nothing(running, tmp_path):
+    thread, messages, _ = running
+    thread.stop()
+    assert messages.empty()
+    assert not (tmp_path / "statistics.json").exists()
+    beats: list[bytes] = []
+    Heartbeat("boot", lambda: True, beats.append).stop()
+    assert beats == []
 
 
 def test_a_report_that_fails_is_logged_and_the_next_one_comes(running, monkeypatch, caplog):
-    monkeypatch.setattr(statistics, "WATCH_S", 0.01)
     thread, messages, _ = running
     thread.adopt(station(mqtt=MqttSettings(statistics_s=1.0)))
     troubles = iter([ZeroDivisionError("a broken count")])

@@ -104,11 +104,6 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     manager.close()
 
 
-@pytest.fixture
-def make_station(tmp_path: Path) -> Callable[..., Station]:
-    return lambda **settings: Station(tmp_path / "station", **settings)
-
-
 # ---- the protocol of notification ----------------------------------------------------------------
 
 

@@ -279,8 +279,11 @@ def test_the_timer_fills_the_line_until_it_is_stopped():
     assert all(work.source is TriggerSource.INTERVAL for work in taken)
     assert [work.requested_ns for work in taken] == sorted({work.requested_ns for work in taken})
     timer.stop()
-    everything(line)
-    assert line.take(0.05) is None
+    assert not timer_threads()
+
+
+def timer_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "interval"]
 
 
 def test_a_timer_stops_at_once_in_the_middle_of_a_long_interval():
@@ -289,8 +292,11 @@ def test_a_timer_stops_at_once_in_the_middle_of_a_long_interval():
     timer.start()
     assert line.take(PATIENCE_S) is not None  # the first comes at once
     timer.stop()
-    assert not any(thread.name == "interval" for thread in threading.enumerate())
+    assert not timer_threads()
 
 
-def test_a_timer_that_was_never_started_can_be_stopped():
-    IntervalTimer(1.0, TriggerLine(5)).stop()
+def test_a_timer_that_was_never_started_can_be_stopped_and_asks_for_nothing():
+    line = TriggerLine(5)
+    IntervalTimer(1.0, line).stop()
+    assert not timer_threads()
+    assert everything(line) == []

@@ -1,6 +1,5 @@
 """``inspectd tune`` as a user meets it."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from station import PROGRAM, SIMULATED, Station, cut_short, good_part, write_pictures
 
-from inspectd import cli
 from inspectd.camera.simulated import render
 from inspectd.imaging import histogram
 from inspectd.records import Defect
@@ -27,23 +25,12 @@ def station(tmp_path: Path) -> Station:
 
 
 @pytest.fixture
-def tune(
-    station: Station, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """The command line within this process: exit code, standard output and standard error."""
+def tune(run: Run, station: Station, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`inspectd tune`, in the station's folder."""
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.chdir(station.folder)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        words = ["inspectd", "tune", PROGRAM, "-c", station.file, *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        capsys.readouterr()
-        code = cli.run_command_line()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return lambda *arguments: run("tune", PROGRAM, "-c", station.file, *arguments)
 
 
 def bad_parts(folder: Path, count: int) -> Path:
@@ -132,12 +119,13 @@ def test_without_folders_the_references_alone_are_told_of(tune: Run, station: St
     assert (drawn[3, 3] == histogram.NEUTRAL).all()
 
 
-def test_a_reference_that_is_like_no_other_is_named_by_its_file(tune: Run, station: Station):
+def test_a_reference_that_is_like_no_other_is_named_by_its_file(
+    tune: Run, run: Run, station: Station
+):
     odd = station.folder / "odd"
     odd.mkdir()
     assert cv2.imwrite(str(odd / "odd.png"), render(PARTS, 300, Defect.FOREIGN_OBJECT)[0])
-    sys.argv[:] = ["inspectd", "teach", PROGRAM, "--from-folder", str(odd), "-c", str(station.file)]
-    assert cli.run_command_line() == 0
+    assert run("teach", PROGRAM, "--from-folder", odd, "-c", station.file)[0] == 0
     _, out, _ = tune()
     named = out.split("references above the limit")[1].splitlines()[1]
     assert named.startswith("  odd.png (")
@@ -145,7 +133,7 @@ def test_a_reference_that_is_like_no_other_is_named_by_its_file(tune: Run, stati
     assert (station.references / file).is_file()
 
 
-def test_few_references_and_repeats_are_warned_of(tune: Run, station: Station):
+def test_few_references_and_repeats_are_warned_of(tune: Run, run: Run, station: Station):
     station.clean_up()
     few = Station(
         station.folder, camera=SIMULATED % 1000, trigger="{source: interval, interval_s: 1}"
@@ -160,8 +148,7 @@ def test_few_references_and_repeats_are_warned_of(tune: Run, station: Station):
     _, _, err = tune()
     assert "warning: from 5 good parts the limit for 2 % false rejects is only known" in err
     assert "repeats" not in err
-    sys.argv[:] = ["inspectd", "teach", PROGRAM, "--from-folder", str(burst), "-c", str(few.file)]
-    assert cli.run_command_line() == 0
+    assert run("teach", PROGRAM, "--from-folder", burst, "-c", few.file)[0] == 0
     _, _, err = tune()
     assert "warning: 5 of the 9 references are repeats" in err
     assert "They show 5 different parts" in err

@@ -59,7 +59,6 @@ class Camera(Protocol):
             CameraTimeout: no frame came in time.
             ExposureNotSettled: frames came, but not one exposed as the settings demand.
             CameraLost: the camera went away, was closed, or was never opened.
-            CameraUnusable: a recording holds nothing that can be read.
             EndOfFrames: a recording has come to its end.
         """
         ...

@@ -68,28 +68,38 @@ class ReplayCamera(Opened):
         return False
 
     def open(self) -> None:
-        """Lists the pictures and begins to decode the first.
+        """Lists the pictures and decodes the first that can be read.
 
         Raises:
-            CameraUnusable: there is no such path, no picture in it, or no video that can be read.
+            CameraUnusable: there is no such path, no picture in it, or none that can be read.
+            CameraLost: the camera was closed meanwhile.
         """
         self.close()
-        self._playback = _Playback(_source(self._path), self._path, self._rate, self._loop)
+        playback = _Playback(_source(self._path), self._path, self._rate, self._loop)
+        self._playback = playback
+        try:
+            playback.begin()
+        except BaseException:
+            self.close()
+            raise
 
     def capture(self, after_ns: int, timeout_s: float, *, whole: bool = False) -> Frame:
         """The next picture, as in `Camera.capture`.
 
         Raises:
             CameraTimeout: it is not due or not decoded in time; it comes with the next capture.
-            CameraLost: the camera is closed.
-            CameraUnusable: not one of the pictures can be read.
+            CameraLost: the camera is closed, or not one of the pictures can be read any more.
             EndOfFrames: every picture was played.
         """
         del after_ns, whole  # a recording has no exposure to wait for, and is never reduced
         playback = self._playback
         if playback is None:
             raise CameraLost("the replay camera is closed; open it before capturing")
-        name, pixels = playback.next(timeout_s)
+        try:
+            name, pixels = playback.next(timeout_s)
+        except CameraUnusable as error:
+            # It was of use when it was opened: its files are being replaced, or their disk is away.
+            raise CameraLost(str(error)) from error
         now_ns = time.monotonic_ns()
         return Frame(
             pixels=pixels,
@@ -127,7 +137,11 @@ class _Playback:
         self._ready: deque[_Picture | Exception] = deque()
         # A daemon: a network share that hangs must not keep the process from ending.
         self._worker = threading.Thread(target=self._decode, name="replay", daemon=True)
+
+    def begin(self) -> None:
+        """Wait for the first picture; raises what came in its place."""
         self._worker.start()
+        self._first(None)
 
     def next(self, timeout_s: float) -> _Picture:
         began_ns = time.monotonic_ns()
@@ -145,10 +159,11 @@ class _Playback:
         with self._changed:
             self._pacer.stop()
             self._changed.notify_all()
-        self._worker.join()
+        if self._worker.is_alive():  # else it has ended, or will as soon as it begins
+            self._worker.join()
         self._pictures.close()
 
-    def _first(self, timeout_s: float) -> _Picture:
+    def _first(self, timeout_s: float | None) -> _Picture:
         """What comes next, which stays until it is due; raises what ended the recording."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._pacer.stopped, timeout_s)

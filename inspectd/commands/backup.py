@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from inspectd import config
-from inspectd.journal import in_use
+from inspectd.journal.lock import in_use
 from inspectd.station_copy import JOURNAL, Manifest, Restored, Wanted, back_up
 from inspectd.station_copy import restore as put_in_place
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -19,9 +20,10 @@ from pathlib import Path
 import msgspec
 import typer
 
-from inspectd import __version__, config, jit, journal
+from inspectd import __version__, config, jit
 from inspectd.commands.checks import NotChecked
 from inspectd.errors import InspectdError, PermanentError, SettingsError
+from inspectd.journal.outside import summarise_journal
 from inspectd.machine import read_machine
 from inspectd.masking import MASK, credentials_in, mask
 from inspectd.mqtt.retained import read_retained
@@ -29,8 +31,16 @@ from inspectd.mqtt.topics import Topics
 from inspectd.references import INDEX
 from inspectd.settings import Settings
 from inspectd.soartc import kernels
-from inspectd.station_copy import CREDENTIALS, JOURNAL, PROGRAMS, handed_over, secret_files
-from inspectd.tarball import Writer, writing
+from inspectd.station_copy import (
+    CREDENTIALS,
+    JOURNAL,
+    PROGRAMS,
+    handed_over,
+    require_plain_journal,
+    secret_files,
+    walk,
+)
+from inspectd.tarball import Writer, open_plain, writing
 
 LOG_LINES = 200
 VERDICTS = 100
@@ -38,8 +48,12 @@ DOCTOR_S = 300.0
 COMMAND_S = 30.0
 RETAINED_S = 5.0
 LARGEST_SECRET = 1 << 20
+LARGEST_TEXT = 16 << 20
 
 _NAMED_FILE = re.compile(r"(?:password_file|\bkey)\s*:\s*['\"]?([^\s'\",{}]+)")
+_STATE = re.compile(r"[^/]+\.json")
+_INDEX = re.compile(rf"references/(?:.+/)?{re.escape(INDEX)}")
+_PICTURE = re.compile(r"references/.+\.png")
 _FACTS = ("/etc/os-release", "/proc/meminfo", "/proc/loadavg", "/proc/uptime", "/proc/mounts")
 
 
@@ -51,11 +65,13 @@ class _Station:
         path: the station file.
         loaded: None while the settings are wrong.
         secrets: that must not be in any text.
+        left_out: files of its own folder that are not in the bundle, and why.
     """
 
     path: Path
     loaded: Settings | None = None
     secrets: set[str] = field(default_factory=set)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
@@ -85,20 +101,22 @@ def bundle(path: Path, target: Path | None, *, pictures: bool) -> int:
         PermanentError: the bundle cannot be written, or a file with a secret cannot be read, so
             that the secret could not be recognised elsewhere.
     """
-    station = _know(path)
+    station = _know(path.absolute())  # the commands run elsewhere
     stem = f"inspectd-bundle-{path.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     target = target or Path(f"{stem}.tar.gz")
     failed: list[str] = []
-    with writing(target) as archive:
+    with writing(target, private=True) as archive:
         for title, collect in _PARTS:
             typer.echo(f"  {title}", err=True)
             failed += _add_part(archive, stem, title, collect, station)
         if pictures:
             failed += _add_pictures(archive, stem, station)
+        failed += station.left_out
         contents = _contents(archive, station, failed, pictures=pictures)
         archive.add_content(f"{stem}/contents.txt", contents.encode())
     typer.echo(contents, nl=False)
-    typer.echo(f"written to {target} ({target.stat().st_size / 1024:.0f} KiB)")
+    size = target.stat().st_size / 1024
+    typer.echo(f"written to {target} ({size:.0f} KiB); only its owner can read it")
     return 0
 
 
@@ -122,7 +140,7 @@ def _know(path: Path) -> _Station:
 
 def _secret_in(file: Path) -> Iterator[str]:
     try:
-        with file.open("rb") as stream:
+        with open_plain(file.resolve()) as stream:
             yield stream.read(LARGEST_SECRET).decode("utf-8-sig", errors="replace")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return
@@ -139,8 +157,8 @@ def _settings_texts(path: Path) -> dict[str, str]:
     for file in (path, *sorted((path.parent / PROGRAMS).glob("*.y*ml"))):
         name = file.name if file == path else f"{PROGRAMS}/{file.name}"
         try:
-            with file.open(encoding="utf-8", errors="replace") as stream:
-                texts[name] = stream.read(config.MAX_BYTES)
+            with open_plain(file.resolve()) as stream:
+                texts[name] = stream.read(config.MAX_BYTES).decode(errors="replace")
         except OSError as error:
             texts[name] = f"# cannot be read: {error.strerror}\n"
     return texts
@@ -162,12 +180,45 @@ def _add_part(
 def _add_pictures(archive: Writer, stem: str, station: _Station) -> list[str]:
     if station.loaded is None:
         return ["pictures: the settings are wrong"]
-    folder = station.loaded.references_directory
-    for picture in sorted(folder.rglob("*.png")):
-        with suppress(FileNotFoundError):  # removed meanwhile
-            name = picture.relative_to(folder).as_posix()
-            archive.add_file(f"{stem}/references/{name}", picture)
+    try:
+        for name, file in _plain_files(station, _PICTURE):
+            archive.add_file(f"{stem}/{name}", file)
+    except PermanentError as error:
+        return [f"pictures: {error}"]
     return []
+
+
+def _plain_files(
+    station: _Station, wanted: re.Pattern[str]
+) -> Iterator[tuple[str, io.BufferedReader]]:
+    """Of the station's own folder, in which the service may put what it likes: whatever is no
+    plain file there is left out, and noted.
+    """
+    folder = station.settings.directory
+    for directory, names, descriptor in walk(folder):
+        for name in names:
+            relative = (directory / name).relative_to(folder).as_posix()
+            if not wanted.fullmatch(relative):
+                continue
+            try:
+                file = open_plain(name, descriptor)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except OSError as error:
+                station.left_out.append(f"{directory / name}: {error.strerror}")
+                continue
+            with file:
+                yield relative, file
+
+
+def _plain_texts(station: _Station, wanted: re.Pattern[str]) -> Texts:
+    for name, file in _plain_files(station, wanted):
+        content = file.read(LARGEST_TEXT + 1)
+        if len(content) > LARGEST_TEXT:
+            path = station.settings.directory / name
+            station.left_out.append(f"{path}: larger than {LARGEST_TEXT >> 20} MiB")
+        else:
+            yield name, content.decode(errors="replace")
 
 
 def _contents(archive: Writer, station: _Station, failed: list[str], *, pictures: bool) -> str:
@@ -181,6 +232,8 @@ def _contents(archive: Writer, station: _Station, failed: list[str], *, pictures
         "It has no passwords, keys or pictures of parts judged; what looks like a secret in "
         f"settings and logs is {MASK}.",
         "Comments in the settings are in it: look through them before you hand it on.",
+        f"The last {VERDICTS} verdicts are in it as they were sent, with their part ids: your "
+        "serial numbers, where the line gives them to the station.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -255,12 +308,12 @@ def _retained(station: _Station) -> Texts:
 
 def _journal(station: _Station) -> Texts:
     path = station.settings.directory / JOURNAL
-    if not path.exists():
+    if not require_plain_journal(path):
         raise NotChecked(f"there is none yet ({path})")
-    found = journal.summarise(path, VERDICTS)
+    found = summarise_journal(path, VERDICTS)
     facts = {
         "path": str(path),
-        "bytes": {file.name: file.stat().st_size for file in path.parent.glob(f"{JOURNAL}*")},
+        "bytes": {file.name: file.lstat().st_size for file in path.parent.glob(f"{JOURNAL}*")},
         "journal_id": found.id,
         "last_seq": found.last_seq,
         "unsent": found.unsent,
@@ -273,15 +326,12 @@ def _journal(station: _Station) -> Texts:
 
 
 def _references(station: _Station) -> Texts:
-    folder = station.settings.references_directory
-    for index in sorted(folder.rglob(INDEX)):
-        name = index.relative_to(folder).as_posix()
-        yield f"references/{name}", index.read_text(encoding="utf-8", errors="replace")
+    yield from _plain_texts(station, _INDEX)
 
 
 def _state(station: _Station) -> Texts:
-    for file in sorted(station.settings.directory.glob("*.json")):
-        yield f"state/{file.name}", file.read_text(encoding="utf-8", errors="replace")
+    for name, text in _plain_texts(station, _STATE):
+        yield f"state/{name}", text
 
 
 def _folders(station: _Station) -> Texts:
@@ -342,7 +392,8 @@ def _json(facts: object) -> str:
 
 def _own(command: str, station: _Station, limit_s: float = COMMAND_S) -> str:
     """What another command of inspectd prints; at low priority, for a station may be judging."""
-    arguments = (sys.executable, "-m", "inspectd", command, "-c", str(station.path))
+    # -P: whoever can write to the working directory must not choose what runs here.
+    arguments = (sys.executable, "-P", "-m", "inspectd", command, "-c", str(station.path))
     return _run("nice", *arguments, limit_s=limit_s)
 
 
@@ -354,6 +405,7 @@ def _run(*command: str, limit_s: float = COMMAND_S) -> str:
     try:
         done = subprocess.run(
             command,
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

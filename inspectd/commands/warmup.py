@@ -21,7 +21,7 @@ def warmup() -> int:
     """Learn from and judge a few made-up pictures by every mode and method.
 
     Numba keeps the compiled kernels beside the package, or in the folder that NUMBA_CACHE_DIR
-    names; a kernel that is there already is only loaded.
+    names, or in that of an installed station; a kernel that is there already is only loaded.
     """
     start = perf_counter()
     with progress_bar() as progress:

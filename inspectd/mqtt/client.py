@@ -27,8 +27,9 @@ from typing import Protocol, Unpack
 from inspectd.errors import BrokerState, BrokerUnavailable, MessageTooLarge
 from inspectd.mqtt import words
 from inspectd.mqtt.access import read_access, stamp
-from inspectd.mqtt.connection import Connection, PublishOptions, RequestMessage, Terms, Will
+from inspectd.mqtt.connection import Connection, Terms
 from inspectd.mqtt.held import HeldBack
+from inspectd.mqtt.messages import PublishOptions, RequestMessage, Will
 from inspectd.mqtt.standing import StandingConnection
 from inspectd.mqtt.topics import OFFLINE, ONLINE, Topics
 from inspectd.settings import MqttSettings

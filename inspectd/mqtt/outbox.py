@@ -28,7 +28,7 @@ import msgspec
 
 from inspectd.errors import BrokerState, BrokerUnavailable, JournalError, MessageTooLarge
 from inspectd.mqtt import words
-from inspectd.mqtt.connection import PublishOptions
+from inspectd.mqtt.messages import PublishOptions
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import MapPayload, Response, VerdictPayload, as_historical, encode
 

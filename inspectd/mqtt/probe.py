@@ -18,7 +18,8 @@ from cryptography import x509
 from inspectd.errors import BrokerUnavailable, InspectdError
 from inspectd.mqtt import words
 from inspectd.mqtt.access import read_access
-from inspectd.mqtt.connection import Connection, RequestMessage
+from inspectd.mqtt.connection import Connection
+from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.topics import Topics
 from inspectd.settings import MqttSettings
 

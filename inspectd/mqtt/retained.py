@@ -8,7 +8,8 @@ from pathlib import Path
 
 from inspectd.errors import BrokerUnavailable, InspectdError
 from inspectd.mqtt.access import read_access
-from inspectd.mqtt.connection import Connection, RequestMessage
+from inspectd.mqtt.connection import Connection
+from inspectd.mqtt.messages import RequestMessage
 from inspectd.settings import MqttSettings
 
 _GOODBYE_S = 0.5

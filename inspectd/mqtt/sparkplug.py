@@ -29,7 +29,8 @@ from inspectd import __version__
 from inspectd.errors import BrokerUnavailable, JournalError
 from inspectd.mqtt import sparkplug_payload as encoding
 from inspectd.mqtt.access import read_access, stamp
-from inspectd.mqtt.connection import Connection, RequestMessage, Will
+from inspectd.mqtt.connection import Connection
+from inspectd.mqtt.messages import RequestMessage, Will
 from inspectd.mqtt.sparkplug_memory import Memory
 from inspectd.mqtt.standing import StandingConnection
 from inspectd.payload import VerdictPayload, decode_verdict

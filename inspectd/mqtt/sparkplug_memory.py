@@ -7,13 +7,13 @@ again, marked historical.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+
+from inspectd.durable import replace_file, sync_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -103,18 +103,12 @@ class Memory:
         )
         if content == self._written:
             return
-        new = self._path.with_suffix(".new")
         try:
-            with new.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
+            replace_file(self._path, content)
+            sync_folder(self._path.parent)
             self._written = content
             self._failed = False
         except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
             if not self._failed:
                 _logger.error(
                     "%s cannot be written: %s; after a restart, Sparkplug hosts may get verdicts "

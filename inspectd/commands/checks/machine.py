@@ -14,7 +14,7 @@ from pathlib import Path
 from inspectd.clock import clock_synchronised
 from inspectd.commands.checks import Examination, Finding, NotChecked, error, ok, warning
 from inspectd.gpio import GpioEdge, GpioOutputs
-from inspectd.journal import examine
+from inspectd.journal.outside import examine_journal
 from inspectd.machine import Machine, Throttle, read_machine
 from inspectd.settings import GpioTrigger, output_pins
 
@@ -150,7 +150,7 @@ def check_journal(known: Examination) -> Iterator[Finding]:
     if not path.exists():
         yield ok("journal", f"none yet; the service begins {path}")
         return
-    found = examine(path, JOURNAL_CHECK_S)
+    found = examine_journal(path, JOURNAL_CHECK_S)
     told = f"{found.last_seq} verdicts, {found.unsent} of them not yet taken by the broker"
     sound = "sound" if found.searched else f"no damage found in {JOURNAL_CHECK_S:g} s"
     yield ok("journal", f"{told}; {sound} ({path})")

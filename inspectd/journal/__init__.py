@@ -7,15 +7,9 @@ stays unsent until the broker has acknowledged it; only sent rows are ever delet
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
-import os
 import sqlite3
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -27,67 +21,26 @@ from typing import Any, Literal, Self, TextIO
 import msgspec
 
 from inspectd.errors import JournalDamaged, JournalError, JournalUnusable
+from inspectd.journal.ballast import BALLAST_BYTES, drop_ballast, make_ballast
+from inspectd.journal.damage import Damage, is_damage, put_aside
+from inspectd.journal.database import (
+    BUSY_TIMEOUT_S,
+    PAGE_BYTES,
+    connect,
+    last_seq,
+    read_id,
+    words_on_opening,
+)
+from inspectd.journal.lock import take_lock
 from inspectd.payload import VerdictPayload, decode_verdict, encode
 
-_logger = logging.getLogger(__name__)
-
-_VERSION = 2
-_BUSY_TIMEOUT_S = 5.0  # others only read (a backup, a person with sqlite3), but may lock meanwhile
 _PROBE_BYTES = 65536
-_PROGRESS_STEPS = 10_000  # of SQLite's machine, about a millisecond
-_SEARCH_AT_OPENING_S = 2.0
-
-# A commit writes each page that it touches, whole. With pages of 1 KiB, and no index on `id`, that
-# is 40 % of what it is with SQLite's 4 KiB (docs/journal.md); the memory card wears that much less.
-_PAGE_BYTES = 1024
-_WAL_BYTES = 1 << 20  # written back into the file when it is so long, then overwritten
-_AUTO_VACUUM_INCREMENTAL = 2
-_BALLAST_BYTES = 2 << 20  # more than the pages of a WAL that the file may have to grow by
 _ROOM_BYTES = 2 << 20  # about a thousand verdicts
 _BATCH_ROWS = 16  # deleted at a time: a millisecond, and a few on a Raspberry Pi
 _BATCH_PAGES = 64
 _ROWS_PER_WRITE_BACK = 128
 _HEADROOM = 20  # a twentieth of the allowed size is kept free, for the rows until the next pruning
 _ANSWERS_KEPT = 1000
-
-_TABLES = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # AUTOINCREMENT keeps the last number in sqlite_sequence, in the same transaction as the row:
-    # it rolls back with it, and is not given again when the newest rows are deleted. The payload
-    # comes last: what lies behind it in a row is read through all of it.
-    """CREATE TABLE inspection (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL,
-        requester_transaction TEXT UNIQUE,
-        program TEXT NOT NULL,
-        verdict TEXT NOT NULL,
-        lot TEXT,
-        committed_at TEXT NOT NULL,
-        sent INTEGER NOT NULL DEFAULT 0,
-        payload BLOB NOT NULL
-    )""",
-    "CREATE INDEX unsent ON inspection (seq) WHERE sent = 0",
-    """CREATE TABLE answered (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        request TEXT NOT NULL,
-        requester_transaction TEXT NOT NULL,
-        at TEXT NOT NULL,
-        response BLOB NOT NULL,
-        UNIQUE (request, requester_transaction)
-    )""",
-)
-_FROM_VERSION_1 = (
-    "ALTER TABLE inspection RENAME TO old_inspection",
-    "DROP INDEX unsent",
-    *_TABLES[1:],
-    """INSERT INTO inspection
-        SELECT seq, id, requester_transaction, program, verdict, NULL, committed_at, sent, payload
-        FROM old_inspection ORDER BY seq""",
-    "DELETE FROM sqlite_sequence WHERE name = 'inspection'",
-    """INSERT INTO sqlite_sequence
-        SELECT 'inspection', seq FROM sqlite_sequence WHERE name = 'old_inspection'""",
-    "DROP TABLE old_inspection",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,58 +66,11 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """What a journal looks like from outside.
-
-    Attributes:
-        last_seq: the last sequence number given.
-        unsent: rows that the broker has not acknowledged.
-        searched: whether the time sufficed to search all of it for damage.
-    """
-
-    last_seq: int
-    unsent: int
-    searched: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Pruned:
     """What was deleted, and the bytes in the file that became free by it."""
 
     rows: int
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """A copy of a journal, as it was at one moment."""
-
-    id: str
-    last_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a journal holds.
-
-    Attributes:
-        counts: of the rows kept, by verdict.
-        oldest: when the first row kept was committed (UTC, RFC 3339); None without rows.
-        newest: the same of the last.
-        last: the newest rows, in order.
-    """
-
-    id: str
-    last_seq: int
-    unsent: int
-    counts: dict[str, int]
-    oldest: str | None
-    newest: str | None
-    last: tuple[Row, ...]
-
-
-class _Damage(sqlite3.DatabaseError):
-    """What SQLite itself does not call an error."""
 
 
 class Journal:
@@ -187,14 +93,14 @@ class Journal:
         self._sync = sync
         self._lock_file = lock_file
         self._guard = threading.Lock()
-        self._connection = _connect(path)
+        self._connection = connect(path)
         try:
-            self.id = _read_id(self._connection)
+            self.id = read_id(self._connection)
             """Made with the file; `seq` counts within it."""
         except BaseException:
             self._connection.close()
             raise
-        self._make_ballast()
+        make_ballast(self.path)
 
     @classmethod
     def open(cls, path: Path, sync: Literal["full", "normal"] = "full") -> Self:
@@ -215,7 +121,7 @@ class Journal:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock_file = _take_lock(path)
+            lock_file = take_lock(path)
         except OSError as error:
             raise JournalUnusable(
                 f"the journal {path} cannot be opened: {error.strerror}; "
@@ -225,14 +131,14 @@ class Journal:
             try:
                 return cls(path, sync, lock_file, None)
             except sqlite3.Error as error:
-                if _is_damage(error):
-                    return cls(path, sync, lock_file, _put_aside(path, error))
-                if not (_may_be_full(error) and _drop_ballast(path)):
+                if is_damage(error):
+                    return cls(path, sync, lock_file, put_aside(path, error))
+                if not (_may_be_full(error) and drop_ballast(path)):
                     raise
                 return cls(path, sync, lock_file, None)
         except sqlite3.Error as error:
             lock_file.close()
-            raise JournalUnusable(_words_on_opening(path, error)) from error
+            raise JournalUnusable(words_on_opening(path, error)) from error
         except BaseException:
             lock_file.close()
             raise
@@ -253,9 +159,9 @@ class Journal:
             with self._errors("a new journal could not be begun"):
                 # Nothing is there to be set aside if the last attempt came so far.
                 if self.path.exists():
-                    self.set_aside = _put_aside(self.path, _Damage("found at work"))
-                self._connection = _connect(self.path)
-                self.id = _read_id(self._connection)
+                    self.set_aside = put_aside(self.path, Damage("found at work"))
+                self._connection = connect(self.path)
+                self.id = read_id(self._connection)
 
     def commit(self, verdict: VerdictPayload) -> VerdictPayload:
         """Store a verdict for good and give it the next sequence number.
@@ -270,7 +176,7 @@ class Journal:
             JournalError: nothing was stored (disk full, read-only, transaction known already).
         """
         with self._transaction(f"verdict {verdict.id} could not be committed"):
-            seq = _last_seq(self._connection) + 1
+            seq = last_seq(self._connection) + 1
             stored = msgspec.structs.replace(verdict, seq=seq, journal_id=self.id)
             self._connection.execute(
                 "INSERT INTO inspection (seq, id, requester_transaction, program, verdict, lot, "
@@ -431,11 +337,11 @@ class Journal:
             JournalError: the journal could not be read.
         """
         with self._guard, self._errors("the journal could not be read"):
-            return _last_seq(self._connection)
+            return last_seq(self._connection)
 
     def size_bytes(self) -> int:
         """What file and WAL occupy on the disk; without the ballast."""
-        files = (self.path, _beside(self.path, "-wal"))
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
         return sum(file.stat().st_size for file in files if file.exists())
 
     def prune(self, keep_days: float, max_bytes: int) -> Pruned:
@@ -479,8 +385,8 @@ class Journal:
                 since_written_back = 0
         self._shrink(max_bytes)
         self._write_back_aside()
-        self._make_ballast()
-        return Pruned(rows, pages * _PAGE_BYTES)
+        make_ballast(self.path)
+        return Pruned(rows, pages * PAGE_BYTES)
 
     def make_room(self) -> int:
         """Make room for about a thousand more verdicts when a commit failed on a full disk.
@@ -497,10 +403,10 @@ class Journal:
         """
         rows = 0
         with self._guard, self._errors("no room could be made in the journal"):
-            _drop_ballast(self.path)
+            drop_ballast(self.path)
             try:
                 self._write_back()
-                while self._pragma("freelist_count") * _PAGE_BYTES < _BALLAST_BYTES + _ROOM_BYTES:
+                while self._pragma("freelist_count") * PAGE_BYTES < BALLAST_BYTES + _ROOM_BYTES:
                     oldest = self._connection.execute(
                         "SELECT seq FROM inspection WHERE sent = 1 ORDER BY seq LIMIT ?",
                         (_ROWS_PER_WRITE_BACK,),
@@ -512,7 +418,7 @@ class Journal:
                     rows += len(oldest)
                 self._write_back()
             finally:
-                while not self._make_ballast() and self._pragma("freelist_count"):
+                while not make_ballast(self.path) and self._pragma("freelist_count"):
                     with self._all_or_nothing(durable=False):
                         self._give_back(4 * _BATCH_PAGES)
                     self._write_back()
@@ -553,7 +459,7 @@ class Journal:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
 
     def _used_bytes(self) -> int:
-        return (self._pragma("page_count") - self._pragma("freelist_count")) * _PAGE_BYTES
+        return (self._pragma("page_count") - self._pragma("freelist_count")) * PAGE_BYTES
 
     def _delete(self, seqs: Sequence[int]) -> None:
         self._connection.executemany(
@@ -564,7 +470,7 @@ class Journal:
         """Give back to the disk what the file is larger, as far as it is free."""
         while True:
             with self._step("the journal could not be made smaller"):
-                over = self._pragma("page_count") * _PAGE_BYTES > max_bytes
+                over = self._pragma("page_count") * PAGE_BYTES > max_bytes
                 if not over or not self._pragma("freelist_count"):
                     return
                 self._give_back(_BATCH_PAGES)
@@ -591,25 +497,9 @@ class Journal:
         """The same without holding the guard: only who writes back waits for the disk."""
         with (
             self._errors("the journal could not be written back"),
-            closing(sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)) as aside,
+            closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as aside,
         ):
             aside.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-    def _make_ballast(self) -> bool:
-        """False when the disk is full."""
-        ballast = _beside(self.path, ".ballast")
-        try:
-            with ballast.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                _logger.warning(
-                    "no space could be reserved for the journal in %s: %s", ballast, error.strerror
-                )
-                return True
-            ballast.unlink(missing_ok=True)
-            return False
-        return True
 
     @contextmanager
     def _transaction(self, failure: str, *, durable: bool = True) -> Iterator[None]:
@@ -636,176 +526,8 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            kind = JournalDamaged if _is_damage(error) else JournalError
+            kind = JournalDamaged if is_damage(error) else JournalError
             raise kind(f"{failure}: {error} ({self.path})") from error
-
-
-def examine(path: Path, timeout_s: float) -> Examined:
-    """Look at a journal that another process may have open, without writing to it.
-
-    Args:
-        path: of the journal, which is there.
-        timeout_s: how long to search for damage.
-
-    Raises:
-        JournalUnusable: it cannot be read, is damaged, or is no journal.
-    """
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            if not database.execute("PRAGMA user_version").fetchone()[0]:
-                raise JournalUnusable(f"{path} is no journal of inspectd, or one only just begun")
-            searched = _search_for_damage(database, timeout_s)
-            last = _last_seq(database)
-            unsent = database.execute("SELECT count(*) FROM inspection WHERE sent = 0").fetchone()
-            return Examined(last, unsent[0], searched)
-    except sqlite3.OperationalError as error:
-        raise JournalUnusable(
-            f"the journal {path} cannot be read: {error}; ask as the user the service runs as"
-        ) from error
-    except sqlite3.Error as error:
-        raise JournalUnusable(_words_on_opening(path, error)) from error
-
-
-def copy(path: Path, target: Path) -> Copied:
-    """Copy a journal that another process may have open and write to.
-
-    Who writes need not wait; the copy is one file, without a WAL.
-
-    Args:
-        path: of the journal, which is there.
-        target: of the copy, which is not.
-
-    Raises:
-        JournalUnusable: it cannot be copied, is damaged, or is no journal.
-    """
-    try:
-        with (
-            closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
-            closing(sqlite3.connect(target, isolation_level=None)) as database,
-        ):
-            if not source.execute("PRAGMA user_version").fetchone()[0]:
-                raise JournalUnusable(f"{path} is no journal of inspectd, or one only just begun")
-            source.backup(database)  # in one go: in steps, each commit would begin it anew
-            database.execute("PRAGMA journal_mode = DELETE")
-            _search_for_damage(database, float("inf"))
-            return Copied(_read_id(database), _last_seq(database))
-    except sqlite3.Error as error:
-        if _is_damage(error):
-            raise JournalUnusable(_words_on_opening(path, error)) from error
-        raise JournalUnusable(
-            f"the journal {path} cannot be copied to {target}: {error}; both folders must be "
-            "writable for this user, and the disk must have room"
-        ) from error
-
-
-def summarise(path: Path, rows: int) -> Summary:
-    """Look into a journal that another process may have open, without writing to it.
-
-    Args:
-        path: of the journal, which is there.
-        rows: how many of the newest are wanted.
-
-    Raises:
-        JournalUnusable: it cannot be read, is damaged, or is no journal.
-    """
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            counts = database.execute("SELECT verdict, count(*) FROM inspection GROUP BY verdict")
-            span = "SELECT min(committed_at), max(committed_at), sum(sent = 0) FROM inspection"
-            last = database.execute(
-                "SELECT seq, id, payload FROM inspection ORDER BY seq DESC LIMIT ?", (rows,)
-            )
-            oldest, newest, unsent = database.execute(span).fetchone()
-            return Summary(
-                id=_read_id(database),
-                last_seq=_last_seq(database),
-                unsent=unsent or 0,
-                counts=dict(counts.fetchall()),
-                oldest=oldest,
-                newest=newest,
-                last=tuple(Row(*row) for row in reversed(last.fetchall())),
-            )
-    except sqlite3.Error as error:
-        raise JournalUnusable(_words_on_opening(path, error)) from error
-
-
-def in_use(path: Path) -> str:
-    """Which process has the journal open, in words; empty when none has, or there is no journal.
-
-    Raises:
-        JournalUnusable: this user may not know.
-    """
-    try:
-        with _beside(path, ".lock").open(encoding="utf-8", errors="replace") as lock_file:
-            try:
-                fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lock_file.read().strip() or "another process"
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise JournalUnusable(
-            f"whether {path} is in use cannot be seen: {error.strerror}; try sudo"
-        ) from error
-    return ""
-
-
-def _search_for_damage(database: sqlite3.Connection, timeout_s: float) -> bool:
-    """Whether the time sufficed; raises sqlite3.Error where there is damage."""
-    give_up_at = time.monotonic() + timeout_s
-    database.set_progress_handler(lambda: time.monotonic() > give_up_at, _PROGRESS_STEPS)
-    try:
-        found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-            raise
-        return False
-    finally:
-        database.set_progress_handler(None, 0)
-    if found != "ok":
-        raise _Damage(found.splitlines()[-1])
-    return True
-
-
-def _take_lock(path: Path) -> TextIO:
-    """The open lock file; the lock goes with it, also when the process is killed.
-
-    Raises:
-        JournalUnusable: another process holds the lock.
-        OSError: the file cannot be made.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    # Not emptied before it is written: on a full disk its block would be gone.
-    lock_file = os.fdopen(
-        os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+", encoding="utf-8"
-    )
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock_file.seek(0)
-        holder = lock_file.read().strip() or "another process"
-        lock_file.close()
-        raise JournalUnusable(
-            f"the journal {path} is in use by {holder}; stop that one first, "
-            "or give this station another name or storage.directory"
-        ) from None
-    lock_file.write(f"process {os.getpid()} ({' '.join(sys.argv)})")
-    lock_file.truncate()
-    lock_file.flush()
-    return lock_file
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _drop_ballast(path: Path) -> bool:
-    """Whether there was any."""
-    try:
-        _beside(path, ".ballast").unlink()
-    except OSError:
-        return False
-    return True
 
 
 def _written(instant: datetime) -> str:
@@ -820,145 +542,7 @@ def _days_ago(days: float) -> str:
         return ""
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file itself is wrong, rather than the moment, the rights or the disk."""
-    primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
-    return isinstance(error, _Damage) or primary in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
 def _may_be_full(error: sqlite3.Error) -> bool:
     """Whether more space on the disk might help: SQLite needs some even to open a file."""
     primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     return primary in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
-
-
-def _put_aside(path: Path, damage: sqlite3.Error) -> Path:
-    """Rename a damaged journal with its WAL; where it lies then.
-
-    Raises:
-        JournalUnusable: it cannot be renamed.
-    """
-    instant = datetime.now(UTC)
-    while (aside := _beside(path, f".damaged-{instant:%Y%m%dT%H%M%SZ}")).exists():
-        instant += timedelta(seconds=1)
-    try:
-        # The file first: without its WAL it might pass for a sound one that is shorter.
-        for suffix in ("", "-wal", "-shm"):
-            if _beside(path, suffix).exists():
-                _beside(path, suffix).rename(_beside(aside, suffix))
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise JournalUnusable(
-            f"the journal {path} is damaged ({damage}) and cannot be set aside: {error.strerror}; "
-            f"the folder {path.parent} must be writable for the user the service runs as"
-        ) from error
-    _logger.error(
-        "the journal %s is damaged (%s). It was set aside as %s, with the verdicts that were not "
-        "sent yet, and a new journal is begun, with a new id. The memory card may be failing or "
-        "the power unsteady: check both, and what can be read of the old one with "
-        "sqlite3 %s .recover",
-        path,
-        damage,
-        aside,
-        aside,
-    )
-    return aside
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Raises sqlite3.Error, or JournalUnusable where that would not say what is the matter."""
-    # Transactions are written out in `Journal`; its guard keeps the threads apart.
-    connection = sqlite3.connect(
-        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-    )
-    try:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise JournalUnusable(
-                f"the journal {path} was written by a newer inspectd (its schema is {version}, "
-                f"this one knows {_VERSION}); install that version again, or move the file away: "
-                "a new journal is begun, with a new id"
-            )
-        if version == 0:
-            _refuse_other_databases(connection, path)
-        else:
-            _search_for_damage(connection, _SEARCH_AT_OPENING_S)
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise JournalUnusable(
-                f"the journal {path} lies on a file system without shared memory (a network "
-                "share?); set storage.directory to a folder on a local disk"
-            )
-        if version < _VERSION:
-            _create_or_migrate(connection, version)
-        _lay_out(connection)
-        # As Debian builds SQLite, what is deleted is written once more, as zeros: of a full disk's
-        # last space nothing would be left by the first large rows, and the card wears by it.
-        connection.execute("PRAGMA secure_delete = OFF")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // _PAGE_BYTES}")
-        connection.execute(f"PRAGMA journal_size_limit = {4 * _WAL_BYTES}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _refuse_other_databases(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise JournalUnusable(
-            f"{path} is a database of something else, not a journal of inspectd; "
-            "move it away, or set storage.directory to another folder"
-        )
-
-
-def _lay_out(connection: sqlite3.Connection) -> None:
-    """Give a new file, or one of version 1, its size of pages, and the means to become smaller."""
-    page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-    vacuum = connection.execute("PRAGMA auto_vacuum").fetchone()[0]
-    if (page_bytes, vacuum) == (_PAGE_BYTES, _AUTO_VACUUM_INCREMENTAL):
-        return
-    connection.execute("PRAGMA journal_mode = DELETE")  # in WAL mode the size of pages is fixed
-    connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    connection.execute(f"PRAGMA auto_vacuum = {_AUTO_VACUUM_INCREMENTAL}")
-    connection.execute("VACUUM")
-    connection.execute("PRAGMA journal_mode = WAL")
-
-
-def _create_or_migrate(connection: sqlite3.Connection, version: int) -> None:
-    """From no tables (version 0) or those of version 1 to those of today, all or nothing."""
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _TABLES if version == 0 else _FROM_VERSION_1:
-        connection.execute(statement)
-    if version == 0:
-        connection.execute("INSERT INTO meta VALUES ('journal_id', ?)", (uuid.uuid4().hex,))
-    connection.execute(f"PRAGMA user_version = {_VERSION}")
-    connection.execute("COMMIT")
-
-
-def _read_id(connection: sqlite3.Connection) -> str:
-    row = connection.execute("SELECT value FROM meta WHERE key = 'journal_id'").fetchone()
-    if row is None:
-        raise _Damage("its id is missing")
-    return str(row[0])
-
-
-def _last_seq(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'inspection'").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _words_on_opening(path: Path, error: sqlite3.Error) -> str:
-    if isinstance(error, sqlite3.OperationalError):
-        return (
-            f"the journal {path} cannot be opened: {error}; it and the folder {path.parent} must "
-            "be writable for the user the service runs as, and the disk must not be full"
-        )
-    return (
-        f"the journal {path} is damaged or no journal: {error}; the service sets it aside when it "
-        "starts and begins a new one, with a new id"
-    )
