@@ -463,3 +463,21 @@ def test_rows_that_were_sent_can_be_asked_for_once_more(path):
         assert journal.mark_unsent(2, 9) == 3
         assert [row.seq for row in journal.unsent(0, 9)] == [2, 3, 4]
         assert journal.mark_unsent(8, 9) == 0
+
+
+def test_an_idle_journal_is_looked_after_without_a_write(path):
+    """It is done each minute, for years; a card wears by what is written."""
+    with Journal.open(path) as journal:
+        for _ in range(3):
+            journal.commit(a_verdict())
+        journal.mark_sent([1, 2, 3])
+        journal.prune(30.0, 10**9)
+        before = _last_changes(path.parent)
+        journal.prune(30.0, 10**9)
+        assert _last_changes(path.parent) == before
+
+
+def _last_changes(folder):
+    return {
+        entry.name: (entry.stat().st_size, entry.stat().st_mtime_ns) for entry in folder.iterdir()
+    }

@@ -11,6 +11,8 @@ _logger = logging.getLogger(__name__)
 
 BALLAST_BYTES = 2 << 20
 """More than the pages of a WAL that the file may have to grow by."""
+_BLOCK_BYTES = 512
+"""What `stat` counts blocks in."""
 
 
 def make_ballast(path: Path) -> bool:
@@ -18,7 +20,9 @@ def make_ballast(path: Path) -> bool:
     ballast = _ballast_path(path)
     try:
         with ballast.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            # To occupy it again would write its time of change, each minute, for years.
+            if os.fstat(file.fileno()).st_blocks * _BLOCK_BYTES < BALLAST_BYTES:
+                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             _logger.warning(
