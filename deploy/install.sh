@@ -4,6 +4,10 @@
 # A release is a folder of its own, /opt/inspectd/releases/VERSION-STAMP, one virtual environment
 # with all that belongs to it; /opt/inspectd/current names the one in force. STAMP follows from what
 # the release is made of, so that a second run finds it there and changes nothing.
+#
+# /opt/inspectd/trial is there from the moment a release takes over until it has proved itself; a run
+# that finds it mends what a power cut or a kill has left. /opt/inspectd/previous names the release
+# before, which is kept.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
@@ -35,9 +39,10 @@ never overwritten.
   --mosquitto      install the MQTT broker Mosquitto on this machine as well, with TLS and passwords
   --upgrade        replace the installed release; if the new one refuses the settings or does not
                    start, the old one is put back
+  --rollback       go back to the release before the installed one, under the same conditions
   --wheel FILE     install this wheel of inspectd
   --wheels DIR     take everything from this folder, nothing from a package index: see wheels.sh
-  --no-start       enable the service, but do not start it
+  --no-start       neither enable nor start the service
   --help           print this
 
 Exit status: 0 all is well; 1 it is not, and standard error tells why; 2 the command line is wrong.
@@ -58,23 +63,48 @@ quietly() {
 
 as_user() { runuser -u "$USER_NAME" -- env NUMBA_CACHE_DIR="$CACHE/kernels" "$@"; }
 
+# put FILE PLACE: at one stroke, so that a power cut leaves the one before or this one.
+put() {
+    part=$(dirname "$2")/.$(basename "$2").part
+    install -m 644 "$1" "$part"
+    sync "$part"
+    mv -T "$part" "$2"
+}
+
+# point LINK TARGET: without a moment in which there is none.
+point() {
+    ln -sfn "$2" "$1.new"
+    mv -T "$1.new" "$1"
+}
+
+# For messages of failure, as long as only Debian's packages may have come.
+unchanged() {
+    if [ -z "$packages" ]; then
+        echo "Nothing was changed"
+    else
+        echo "Of what this run did, Debian's$packages stay; nothing else was changed"
+    fi
+}
+
 # ---- What is refused, before anything is touched -------------------------------------------------
 
 read_arguments() {
-    instance=default station='' wheel='' wheels='' mosquitto='' upgrade='' start=yes
+    instance=default station='' wheel='' wheels='' mosquitto='' upgrade='' rollback='' start=yes
+    given=$#
     while [ $# -gt 0 ]; do
         case $1 in
         --help) usage; exit 0 ;;
         --mosquitto) mosquitto=yes ;;
         --upgrade) upgrade=yes ;;
+        --rollback) rollback=yes ;;
         --no-start) start='' ;;
         --instance | --station | --wheel | --wheels)
             if [ $# -lt 2 ] || [ -z "$2" ]; then wrong "$1 needs a value"; fi
             case $1 in
             --instance) instance=$2 ;;
             --station) station=$2 ;;
-            --wheel) wheel=$2 ;;
-            --wheels) wheels=$2 ;;
+            --wheel) wheel=$(absolute "$2") ;;
+            --wheels) wheels=$(absolute "$2") ;;
             esac
             shift
             ;;
@@ -88,6 +118,7 @@ read_arguments() {
     case $station in
     *[!A-Za-z0-9_-]*) wrong "--station $station: letters, digits, - and _ only" ;;
     esac
+    if [ -n "$rollback" ] && [ "$given" != 1 ]; then wrong "--rollback stands alone"; fi
 }
 
 refuse_machine() {
@@ -105,18 +136,22 @@ refuse_machine() {
     "$python" -c "$supported_python" || fail "this system has $("$python" --version); inspectd" \
         "needs Python 3.11 to 3.13, as in Debian 12 (bookworm) and 13 (trixie)"
     [ -d /run/systemd/system ] || fail "systemd does not run here, and inspectd is a service of it"
-    place=$OPT
-    while [ ! -d "$place" ]; do place=$(dirname "$place"); done
-    free=$(df -Pm "$place" | awk 'NR == 2 {print $4}')
-    [ "$free" -ge "$NEEDED_MB" ] || { [ -e "$OPT/current" ] && [ -z "$upgrade" ]; } ||
-        fail "there are $free MB free where $place lies; $NEEDED_MB MB are needed"
+    disk=$OPT
+    while [ ! -d "$disk" ]; do disk=$(dirname "$disk"); done
+    [ -w "$disk" ] || fail "$disk cannot be written, for the file system is mounted read-only;" \
+        "for as long as this takes: mount -o remount,rw /"
+}
+
+refuse_full_disk() {
+    free=$(df -Pm "$disk" | awk 'NR == 2 {print $4}')
+    [ "$free" -ge "$NEEDED_MB" ] ||
+        fail "there are $free MB free where $disk lies; $NEEDED_MB MB are needed. $(unchanged)"
 }
 
 # The wheel to install, if there is one; else the checkout.
 find_source() {
     if [ -n "$wheels" ]; then
         [ -d "$wheels" ] || fail "--wheels $wheels: there is no such folder"
-        wheels=$(cd "$wheels" && pwd)
     fi
     if [ -z "$wheel" ]; then
         if [ -n "$wheels" ]; then place=$wheels; else place=$root; fi
@@ -128,7 +163,7 @@ find_source() {
     if [ -n "$wheel" ]; then
         [ -f "$wheel" ] || fail "--wheel $wheel: there is no such file"
         case $wheel in
-        *inspectd-*.whl) wheel=$(cd "$(dirname "$wheel")" && pwd)/$(basename "$wheel") ;;
+        *inspectd-*.whl) ;;
         *) fail "--wheel $wheel is not a wheel of inspectd: inspectd-VERSION-py3-none-any.whl" ;;
         esac
     elif [ -n "$wheels" ]; then
@@ -147,7 +182,7 @@ refuse_without_index() {
     quietly "$tools" -m pip download --disable-pip-version-check --no-deps --no-cache-dir \
         --retries 1 --timeout 20 --dest "$work/probe" paho-mqtt ||
         fail "no package index can be reached (above), and there is no --wheels. Without a" \
-            "network: make a folder with deploy/wheels.sh on another machine. Nothing was changed"
+            "network: make a folder with deploy/wheels.sh on another machine. $(unchanged)"
 }
 
 make_tools() {
@@ -186,14 +221,17 @@ install_packages() {
         quietly apt_get update || fail "apt-get update failed; is there a network?"
     fi
     for package in $missing; do
-        install_package "$package" || fail "$package could not be installed"
+        install_package "$package" || fail "$package could not be installed. $(unchanged)"
     done
+    case "$missing " in
+    *" mosquitto "*) step "Debian has started Mosquitto, for localhost only; its settings follow below" ;;
+    esac
     # For the cameras and pins of a Raspberry Pi: where apt does not know them, there are none.
     for package in python3-picamera2 python3-gpiozero python3-lgpio; do
         is_installed "$package" && continue
         is_worth_it "$package" || continue
         if ! install_package "$package"; then
-            [ -n "$wheels" ] || fail "$package could not be installed"
+            [ -n "$wheels" ] || fail "$package could not be installed. $(unchanged)"
             step "going on without $package: cameras or pins of the Raspberry Pi will not work"
         fi
     done
@@ -201,13 +239,14 @@ install_packages() {
 
 install_package() {
     changed "installing the Debian package $1"
-    quietly apt_get install --no-install-recommends -y "$1"
+    quietly apt_get install --no-install-recommends -y "$1" || return 1
+    packages="$packages $1"
 }
 
 # ---- The release ---------------------------------------------------------------------------------
 
-# What a release is made of tells its name.
-name_release() {
+# What a release is made of tells its name: the code, its version, and the rest.
+read_source() {
     if [ -n "$wheel" ]; then
         version=$(basename "$wheel" | cut -d- -f2)
         content=$(sha256sum <"$wheel")
@@ -217,9 +256,12 @@ name_release() {
         version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$work/source/inspectd/__init__.py")
         content=$(cd "$work/source" && find . -type f -exec sha256sum {} + | LC_ALL=C sort -k 2)
     fi
+    if [ -n "$wheels" ]; then content="$content $(cd "$wheels" && echo ./*.whl)"; fi
+}
+
+name_release() {
     : >"$work/constraints.txt"
     if system_has_numpy_1; then write_constraints "$work/constraints.txt"; fi
-    if [ -n "$wheels" ]; then content="$content $(cd "$wheels" && echo ./*.whl)"; fi
     stamp=$({
         echo "$content"
         "$python" -c 'import sys; print(sys.version_info[:2])'
@@ -227,6 +269,18 @@ name_release() {
     } | sha256sum | cut -c 1-12)
     release=$OPT/releases/$version-$stamp
 }
+
+# Before Debian's packages are installed, and after: they may have changed the release's name.
+refuse_release() {
+    name_release
+    if is_another && [ -z "$upgrade" ]; then
+        fail "$(basename "$previous") is installed; to replace it by $(basename "$release")," \
+            "add --upgrade. $(unchanged)"
+    fi
+    [ -e "$release/complete" ] || refuse_full_disk
+}
+
+is_another() { [ -n "$previous" ] && [ "$previous" != "$release" ]; }
 
 # Picamera2 hands its frames over as numpy's arrays, and its parts are compiled against the system's
 # numpy: within one process there can be only one.
@@ -259,10 +313,11 @@ make_release() {
     quietly "$release/bin/python" -m pip install --disable-pip-version-check --no-cache-dir \
         --no-warn-script-location --ignore-installed --only-binary=:all: \
         --constraint "$work/constraints.txt" "$@" "$wheel" ||
-        fail "what inspectd needs could not be installed. Nothing was changed"
+        fail "what inspectd needs could not be installed. $(unchanged)"
     unset TMPDIR
     rm -rf "$release/tmp"
     try_imports
+    sync -f "$release"
     touch "$release/complete"
 }
 
@@ -275,7 +330,7 @@ cv2.blur(numpy.zeros((8, 8, 3), numpy.uint8), (3, 3))
 if importlib.util.find_spec("picamera2"):
     import picamera2, simplejpeg
     simplejpeg.encode_jpeg(numpy.zeros((8, 8, 3), numpy.uint8))
-' || fail "the libraries do not work together on this system. Nothing was changed"
+' || fail "the libraries do not work together on this system. $(unchanged)"
 }
 
 # ---- User, folders, settings, units --------------------------------------------------------------
@@ -295,19 +350,29 @@ make_user() {
     done
 }
 
-# folder PATH MODE OWNER
+# folder PATH MODE OWNER: in a folder of root's, where nobody else can have laid a link.
 folder() {
     [ "$(stat -c '%a %U' "$1" 2>/dev/null)" != "$2 $3" ] || return 0
     changed "folder $1"
     install -d -m "0$2" -o "$3" -g "$3" "$1"
 }
 
+# users_folder PATH MODE: in a folder of the user's, and so made by the user. Root would follow a
+# link that lies there, and give away what it leads to.
+users_folder() {
+    [ ! -L "$1" ] || fail "$1 is a symbolic link, which inspectd never makes: find out who did, and" \
+        "remove it"
+    [ "$(stat -c '%a %U' "$1" 2>/dev/null)" != "$2 $USER_NAME" ] || return 0
+    changed "folder $1"
+    quietly as_user install -d -m "0$2" "$1" || fail "$1 could not be made by $USER_NAME (above)"
+}
+
 make_folders() {
     folder "$ETC" 755 root
     folder "$ETC/credentials" 700 root
     folder "$STATE" 755 "$USER_NAME"
-    folder "$CACHE" 755 "$USER_NAME"
-    folder "$CACHE/kernels" 755 "$USER_NAME"
+    folder "$CACHE" 750 "$USER_NAME"  # as the units make it
+    users_folder "$CACHE/kernels" 750
 }
 
 # example_station RELEASE BROKER: its example of a station file, as it is installed here; BROKER is
@@ -320,7 +385,7 @@ example_station() {
             sed -e 's/^#mqtt:/mqtt:/' -e 's/^#  host: .*/  host: localhost/' \
                 -e "s|^#  port: .*|  port: 8883\\
   username: $station\\
-  password_file: /run/credentials/inspectd@$instance.service/mqtt-password\\
+  password_file: \$CREDENTIALS_DIRECTORY/mqtt-password\\
   tls:\\
     ca: ca.pem|"
         fi
@@ -336,7 +401,9 @@ fits_new_broker() {
 name_station() {
     file=$ETC/$instance.yaml
     if [ -e "$file" ]; then
-        station=$(sed -n 's/^station: *\([A-Za-z0-9_-]*\).*/\1/p' "$file")
+        [ -n "$mosquitto" ] || return 0
+        station=$(settings_say "$release" "$file" station.station) ||
+            fail "without the station's name its broker cannot be set up"
     elif [ -z "$station" ] && [ "$instance" = default ]; then
         station=$(sed -n 's/^station: //p' "$release/share/inspectd/config/inspectd.yaml")
     elif [ -z "$station" ]; then
@@ -347,9 +414,13 @@ name_station() {
 install_settings() {
     if [ ! -d "$ETC/programs" ]; then
         changed "example programs in $ETC/programs"
-        cp -R "$release/share/inspectd/config/programs" "$ETC/programs"
-        chmod 755 "$ETC/programs"
-        chmod 644 "$ETC"/programs/*.yaml
+        part=$ETC/.programs.part
+        rm -rf "$part"
+        cp -R "$release/share/inspectd/config/programs" "$part"
+        chmod 755 "$part"
+        chmod 644 "$part"/*.yaml
+        sync -f "$part"
+        mv -T "$part" "$ETC/programs"
     fi
     if [ -e "$file" ]; then
         if ! fits_new_broker "$file"; then
@@ -357,11 +428,13 @@ install_settings() {
             return
         fi
         restart=yes  # systemd hands it the password at the start
+    else
+        is_new=yes
     fi
     changed "example settings $file"
     first_steps=yes
     example_station "$release" "$mosquitto" >"$work/station.yaml"
-    install -m 644 "$work/station.yaml" "$file"
+    put "$work/station.yaml" "$file"
 }
 
 # show_new_examples OLD NEW: as dpkg does, beside what the user has, and only if they changed.
@@ -371,7 +444,7 @@ show_new_examples() {
         name=${example#"$2/$examples/"}
         if cmp -s "$1/$examples/$name" "$example"; then continue; fi
         if [ "$name" = inspectd.yaml ]; then name=default.yaml; fi
-        install -m 644 "$example" "$ETC/$name.new"
+        put "$example" "$ETC/$name.new"
         changed "the example for $name has changed: see $ETC/$name.new; yours is kept as it is"
     done
 }
@@ -383,7 +456,7 @@ install_units() {
         name=$(basename "$unit")
         if cmp -s "$unit" "$UNITS/$name"; then continue; fi
         changed "unit $name"
-        install -m 644 "$unit" "$UNITS/$name"
+        put "$unit" "$UNITS/$name"
         units_changed=yes
     done
     # Those that only another release had.
@@ -395,41 +468,75 @@ install_units() {
             units_changed=yes
         fi
     done
-    if [ -n "$units_changed" ]; then quietly systemctl daemon-reload; fi
+    [ -n "$units_changed" ] || return 0
+    sync -f "$UNITS"
+    quietly systemctl daemon-reload
 }
 
 set_up_mosquitto() {
     [ -n "$mosquitto" ] || return 0
     step "setting up Mosquitto for the station $station"
+    before=$(broker)
     sh "$here/mosquitto/setup.sh" --station "$station" --instance "$instance" ||
         fail "Mosquitto could not be set up"
+    [ "$(broker)" = "$before" ] || changed "Mosquitto was set up"
 }
 
-# point_to RELEASE: without a moment in which there is no current one.
-point_to() {
-    ln -sfn "$1" "$OPT/current.new"
-    mv -T "$OPT/current.new" "$OPT/current"
+# What setup.sh may change, to be compared.
+broker() {
+    find /etc/mosquitto "$ETC/credentials" "$ETC/ca.pem" -type f -exec sha256sum {} + 2>/dev/null |
+        LC_ALL=C sort
+    systemctl is-enabled mosquitto 2>/dev/null || true
+    systemctl show -P MainPID mosquitto
+}
+
+# switch_to RELEASE: all of it is on the disk before, and the switch after.
+switch_to() {
+    sync -f "$OPT"
+    point "$OPT/current" "$1"
+    sync -f "$OPT"
 }
 
 link_command() {
     [ "$(readlink "$COMMAND")" != "$OPT/current/bin/inspectd" ] || return 0
     changed "command $COMMAND"
     mkdir -p "$(dirname "$COMMAND")"
-    ln -sfn "$OPT/current/bin/inspectd" "$COMMAND"
+    point "$COMMAND" "$OPT/current/bin/inspectd"
 }
 
 warm_up() {
     [ ! -e "$release/warm" ] || return 0
     changed "compiling the kernels (a minute on a Raspberry Pi)"
     quietly as_user "$release/bin/inspectd" warmup || fail "the kernels could not be compiled"
+    sync -f "$CACHE"
     touch "$release/warm"
 }
 
 # ---- Services ------------------------------------------------------------------------------------
 
-running_instances() {
-    systemctl list-units --plain --no-legend --state=active,reloading 'inspectd@*.service' |
-        awk '{print $1}'
+# instances STATES
+instances() {
+    systemctl list-units --plain --no-legend --state="$1" 'inspectd@*.service' | awk '{print $1}'
+}
+
+# Those that run, wait for something, or start with the machine.
+used_instances() {
+    {
+        instances active,reloading,activating
+        find "$UNITS" -path '*.wants/inspectd@*.service' -exec basename {} \;
+    } | sort -u
+}
+
+state_of() { systemctl show -P ActiveState "$1"; }
+
+# restart_waiting UNIT: one that need not come up, for it was not READY before: a camera is missing,
+# or its settings are wrong.
+restart_waiting() {
+    changed "restarting $1"
+    systemctl --no-block restart "$1" || true
+    sleep "$STAYS_S"
+    say "$1 was not READY before, and proves nothing; now: $(state_of "$1"):" \
+        "$(systemctl show -P StatusText "$1")"
 }
 
 # bring_up UNIT: restarted, READY, and still so a moment later; else its last words.
@@ -445,25 +552,48 @@ bring_up() {
     fi
     say "$1 does not come up; its log:"
     journalctl --sync || :  # else the last lines, where the error stands, may be missing
-    journalctl -u "$1" --since "@$since" --no-pager -o cat -n 30 | sed 's/^/    /' >&2
+    # Not -n, which gives the first lines since then with systemd 252.
+    journalctl -u "$1" --since "@$since" --no-pager -o cat | tail -n 30 | sed 's/^/    /' >&2
     return 1
 }
 
 start_instance() {
     unit=inspectd@$instance.service
+    if [ -z "$start" ]; then
+        systemctl -q is-enabled "$unit" 2>/dev/null ||
+            step "$unit is left as it is; to start it: systemctl enable --now $unit"
+        return 0
+    fi
+    was=$(state_of "$unit")
+    if [ -n "$upgraded" ] && [ -z "$is_new" ] && [ "$was" = inactive ]; then
+        step "$unit did not run, and is left so; to start it: systemctl start $unit"
+        return
+    fi
     if ! systemctl -q is-enabled "$unit" 2>/dev/null; then
         changed "enabling $unit: it starts with the machine"
         quietly systemctl enable "$unit" || fail "$unit could not be enabled"
     fi
-    [ -n "$start" ] || return 0
-    if systemctl -q is-active "$unit" && [ -z "$restart" ]; then
-        step "$unit runs"
-        return
-    fi
+    case $was=$restart in
+    active= | reloading=) step "$unit runs" ;;
+    activating=) step "$unit is not READY yet: $(systemctl show -P StatusText "$unit")" ;;
+    activating=yes) restart_waiting "$unit" ;;
+    *) start_now ;;
+    esac
+}
+
+start_now() {
     changed "starting $unit"
     bring_up "$unit" || fail "everything is installed; start it when the cause is gone:" \
         "systemctl restart $unit"
     step "$unit is READY"
+}
+
+# doctor: told where the service's own password lies, so that it tries the login.
+doctor() {
+    credentials=/run/credentials/inspectd@$instance.service
+    set -- "$COMMAND" doctor -c "$file"
+    [ ! -d "$credentials" ] || set -- CREDENTIALS_DIRECTORY="$credentials" "$@"
+    as_user "$@"
 }
 
 # ---- Upgrade -------------------------------------------------------------------------------------
@@ -471,55 +601,130 @@ start_instance() {
 # While this script ends: by itself, by an error or by a signal.
 finish() {
     status=$?
-    trap - EXIT INT TERM HUP
+    trap - EXIT
+    trap '' INT TERM HUP  # a second Ctrl-C must not end the way back
     set +e
-    if [ -n "$switched" ]; then go_back; fi
+    if [ -n "$switched" ]; then
+        go_back
+        status=1
+    fi
     if [ -n "$unfinished" ]; then remove_release "$unfinished"; fi
     rm -rf "$work"
     exit "$status"
 }
 
+check_settings() {
+    for unit in $(used_instances); do
+        used=${unit#inspectd@} used=$ETC/${used%.service}.yaml
+        if quietly as_user "$release/bin/inspectd" check --to-run -c "$used"; then
+            step "$(basename "$release") accepts $used"
+        elif [ "$(state_of "$unit")" = activating ]; then
+            say "$(basename "$release") refuses $used (above); $unit is not READY as it is"
+        else
+            fail "$(basename "$release") refuses $used (above); $(basename "$previous") goes on." \
+                "Mend it, or disable and stop $unit, then run this again"
+        fi
+    done
+}
+
+# From $previous to $release, which proves itself, or this script goes back as it ends.
+replace_release() {
+    ready=$(instances active,reloading)
+    waiting=$(instances activating)
+    {
+        echo "release $previous"
+        for unit in $ready; do echo "ready $unit"; done
+        for unit in $waiting; do echo "waiting $unit"; done
+    } >"$work/trial"
+    put "$work/trial" "$OPT/trial"
+    switched=yes
+    switch_to "$release"
+    install_units "$release"
+    prove
+    accept_release
+}
+
+# Only those that were READY before tell whether the release is any good.
+prove() {
+    for unit in $ready; do
+        changed "restarting $unit"
+        bring_up "$unit" || fail "$(basename "$release") does not start"
+        step "$unit is READY"
+    done
+    for unit in $waiting; do restart_waiting "$unit"; done
+    [ -n "$ready" ] ||
+        say "nothing was READY that could prove $(basename "$release"); if it fails: --rollback"
+    ! printf '%s\n' "$ready" "$waiting" | grep -qxF "inspectd@$instance.service" || restart=''
+}
+
+accept_release() {
+    point "$OPT/previous" "$previous"
+    end_trial
+    switched='' unfinished='' upgraded=yes
+    forget_all_but "$release" "$previous"
+}
+
+end_trial() {
+    rm -f "$OPT/trial"
+    sync -f "$OPT"
+}
+
 go_back() {
     say "going back to $(basename "$previous")"
-    point_to "$previous"
+    switch_to "$previous"
     install_units "$previous" >&2
-    for unit in $running; do
+    for unit in $ready; do
         if bring_up "$unit"; then
             say "$unit is READY again, with $(basename "$previous")"
         else
             say "$unit does not run: look at   journalctl -u $unit   and   inspectd doctor"
         fi
     done
-    status=1
+    for unit in $waiting; do systemctl --no-block restart "$unit" || true; done
+    end_trial
 }
 
-check_settings() {
-    for file in "$ETC"/*.yaml; do
-        [ -e "$file" ] || continue
-        if ! quietly as_user "$release/bin/inspectd" check -c "$file"; then
-            fail "the new release refuses $file (above); the old one goes on. Mend it, then run" \
-                "this again"
-        fi
-        step "the new release accepts $file"
+# What was interrupted so that nothing could go back: a power cut, a kill.
+finish_interrupted() {
+    [ -e "$OPT/trial" ] || return 0
+    release=$(readlink "$OPT/current")
+    previous=$(sed -n 's/^release //p' "$OPT/trial")
+    ready=$(units_on_trial ready)
+    waiting=$(units_on_trial waiting)
+    quietly systemctl daemon-reload  # the units may have been put in place, and not been read
+    [ -e "$previous/complete" ] || fail "$OPT/trial names a release that is not there, $previous:" \
+        "remove that file, if $(basename "$release") works"
+    if [ "$release" = "$previous" ]; then
+        say "a change of the release was interrupted"
+        go_back
+        return
+    fi
+    say "the change from $(basename "$previous") to $(basename "$release") was interrupted before" \
+        "it was proved: this is done now"
+    switched=yes
+    install_units "$release"
+    prove
+    accept_release
+}
+
+# units_on_trial KIND: without those that somebody has stopped since.
+units_on_trial() {
+    sed -n "s/^$1 //p" "$OPT/trial" | while read -r unit; do
+        [ "$(state_of "$unit")" = inactive ] || echo "$unit"
     done
 }
 
-upgrade_release() {
-    step "upgrading from $(basename "$previous")"
+roll_back() {
+    [ -n "$previous" ] || fail "inspectd is not installed"
+    release=$(readlink "$OPT/previous" || true)
+    if ! is_another || [ ! -e "$release/complete" ]; then
+        fail "there is no release before $(basename "$previous") to go back to"
+    fi
+    step "going from $(basename "$previous") back to $(basename "$release")"
     check_settings
     warm_up
-    running=$(running_instances)
-    switched=yes
-    point_to "$release"
-    install_units "$release"
-    for unit in $running; do
-        changed "restarting $unit"
-        bring_up "$unit" || fail "the new release does not start"
-        step "$unit is READY"
-    done
-    switched='' unfinished=''
-    show_new_examples "$previous" "$release"
-    forget_all_but "$release" "$previous"
+    replace_release
+    step "$(basename "$release") is in force"
 }
 
 # forget_all_but RELEASE RELEASE
@@ -533,12 +738,18 @@ forget_all_but() {
 
 # remove_release RELEASE: with its compiled kernels, which Numba keeps by the path of the source.
 remove_release() {
+    if [ -d "$CACHE/kernels" ]; then
+        kernels_of "$1" | as_user xargs -r -d '\n' rm -rf || say "its compiled kernels are left"
+    fi
+    rm -rf "$1"
+}
+
+kernels_of() {
     find "$1" -path '*/site-packages/inspectd*' -type d ! -name __pycache__ |
         while read -r folder; do
             digest=$(printf %s "$folder" | sha1sum | cut -c 1-40)
-            rm -rf "$CACHE/kernels/$(basename "$folder")_$digest"
+            echo "$CACHE/kernels/$(basename "$folder")_$digest"
         done
-    rm -rf "$1"
 }
 
 # ---- All of it -----------------------------------------------------------------------------------
@@ -549,51 +760,66 @@ only_one() {
 }
 
 read_arguments "$@"
+from_root
 refuse_machine
-find_source
 work=$(mktemp -d)
 chmod 755 "$work"
-something_changed='' first_steps='' restart='' unfinished='' switched='' running=''
+something_changed='' packages='' first_steps='' is_new='' restart=''
+unfinished='' switched='' upgraded='' ready='' waiting=''
 trap finish EXIT
 trap 'say interrupted; exit 130' INT
 trap 'say interrupted; exit 143' TERM HUP
 only_one
-refuse_without_index
+finish_interrupted
 previous=$(readlink "$OPT/current" || true)
-install_packages
-name_release
-if [ -n "$previous" ] && [ "$previous" != "$release" ] && [ -z "$upgrade" ]; then
-    fail "$(basename "$previous") is installed; to replace it by $(basename "$release")," \
-        "add --upgrade"
+if [ -n "$rollback" ]; then
+    roll_back
+    exit 0
 fi
+find_source
+read_source
+refuse_release
+refuse_without_index
+install_packages
+refuse_release
 make_release
 make_user
 make_folders
-if [ -n "$previous" ] && [ "$previous" != "$release" ]; then
-    upgrade_release
+if is_another; then
+    step "upgrading from $(basename "$previous")"
+    check_settings
+    warm_up
 else
     warm_up
-    point_to "$release"
+    [ -n "$previous" ] || switch_to "$release"
     unfinished=''
     install_units "$release"
 fi
-link_command
 name_station
 set_up_mosquitto
 install_settings
+# Last, so that whatever the instances have to take over is part of the proof.
+if is_another; then
+    unfinished=$release  # goes, if it does not prove itself
+    replace_release
+    show_new_examples "$previous" "$release"
+fi
+link_command
 start_instance
+sync -f "$OPT" "$ETC" "$UNITS" "$COMMAND"
 
 if [ -z "$something_changed" ]; then
     step "nothing changed: $(basename "$release") is installed"
     exit 0
 fi
 step "inspectd doctor says:"
-as_user "$COMMAND" doctor -c "$file" 2>&1 | sed 's/^/    /' || true
+doctor 2>&1 | sed 's/^/    /' || true
 step "$(basename "$release") is installed"
 if [ -n "$first_steps" ]; then
     cat <<END
 What to do next:
   1. Edit $file: the station's name, camera, trigger and broker.
+     Until then its camera is a simulated one, and its verdicts are of drawn parts, not of yours.
      A saved file is taken over at once if it is right; what is wrong is named by
        inspectd check -c $file
   2. Put a good part before the camera, and mount and focus it:

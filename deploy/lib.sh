@@ -7,6 +7,35 @@ supported_python='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3
 say() { printf 'inspectd: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
+# absolute PATH
+absolute() {
+    case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$PWD/$1" ;;
+    esac
+}
+
+# Python looks for modules in the working directory first, where anybody may have laid some; paths
+# must be absolute before.
+from_root() {
+    cd /
+    unset PYTHONPATH PYTHONHOME
+}
+
+# settings_say RELEASE FILE WHAT: one value, as this release reads a station file: what this is an
+# attribute of its settings, such as station.station.
+settings_say() {
+    runuser -u inspectd -- "$1/bin/python" -P -c '
+import operator, pathlib, sys
+from inspectd import config, errors
+try:
+    settings, _ = config.load_to_run(pathlib.Path(sys.argv[1]))
+except errors.SettingsError as error:
+    sys.exit(str(error))
+print(operator.attrgetter(sys.argv[2])(settings))
+' "$2" "$3"
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }

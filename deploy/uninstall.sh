@@ -13,7 +13,8 @@ Stops inspectd and removes it; as root. What is yours stays: the settings in /et
 references, journals and pictures in /var/lib/inspectd, and the user inspectd, whose they are. So do
 Debian's packages and the broker.
 
-  --purge  remove these settings, references, journals, pictures and the user, too
+  --purge  remove these settings, references, journals, pictures and the user, too; but not what
+           storage.directory keeps elsewhere, which is named
   --help   print this
 END
 }
@@ -28,6 +29,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ "$(id -u)" = 0 ] || fail "this must be run as root: sudo sh $0"
+from_root
 
 if [ -n "$purge" ] && [ -t 0 ] && [ -d /var/lib/inspectd ]; then
     printf 'All references, journals and pictures in /var/lib/inspectd (%s) will be lost.\n' \
@@ -37,18 +39,39 @@ if [ -n "$purge" ] && [ -t 0 ] && [ -d /var/lib/inspectd ]; then
     [ "$answer" = yes ] || fail "nothing was removed"
 fi
 
-# remove PATH...: those that exist.
-something_removed=''
+# remove PATH...: those that exist. What cannot be removed is told at the end, and keeps nothing else
+# from being removed.
+something_removed='' left=''
 remove() {
     for path; do
-        if [ -e "$path" ] || [ -L "$path" ]; then
+        if [ ! -e "$path" ] && [ ! -L "$path" ]; then continue; fi
+        something_removed=yes
+        if [ -L "$path" ] && [ -d "$path" ]; then kept="$kept $(readlink -f "$path")"; fi
+        if [ ! -L "$path" ] && mountpoint -q "$path"; then
+            printf 'emptying %s, where something is mounted\n' "$path"
+            find "$path" -xdev -mindepth 1 -delete || left="$left $path"
+        else
             printf 'removing %s\n' "$path"
-            rm -rf "$path"
-            something_removed=yes
+            rm -rf "$path" || left="$left $path"
         fi
     done
 }
 
+# The folders of stations that lie elsewhere, as long as there is an inspectd to ask.
+stored_elsewhere() {
+    [ -x /opt/inspectd/current/bin/python ] || return 0
+    for file in /etc/inspectd/*.yaml; do
+        [ -e "$file" ] || continue
+        folder=$(settings_say /opt/inspectd/current "$file" directory 2>/dev/null) ||
+            folder="(the storage.directory of $file, which cannot be read)"
+        case $folder in
+        /var/lib/inspectd/* | /etc/inspectd/*) ;;
+        *) printf ' %s' "$folder" ;;
+        esac
+    done
+}
+
+kept=$(stored_elsewhere)
 if [ -d /run/systemd/system ]; then
     for unit in $(systemctl list-units --plain --no-legend \
         --state=active,reloading,activating,deactivating 'inspectd@*' 'inspectd-*' |
@@ -72,7 +95,7 @@ if [ -n "$purge" ]; then
     remove /etc/inspectd /var/lib/inspectd /etc/systemd/system/inspectd*.service.d
     if getent passwd inspectd >/dev/null; then
         printf 'removing the user inspectd\n'
-        userdel inspectd
+        userdel inspectd || left="$left the user inspectd"
         something_removed=yes
     fi
 fi
@@ -82,4 +105,6 @@ elif [ -z "$purge" ]; then
     echo "inspectd is removed; /etc/inspectd, /var/lib/inspectd and the user inspectd are kept"
 else
     echo "inspectd is removed, with its settings, references, journals and pictures"
+    [ -z "$kept" ] || echo "kept, for it lies elsewhere:$kept"
 fi
+[ -z "$left" ] || fail "could not be removed:$left"

@@ -40,7 +40,7 @@ while [ $# -gt 0 ]; do
     -*) fail "there is no option $1; see --help" ;;
     *)
         [ -z "$destination" ] || fail "one folder, not two: $destination and $1; see --help"
-        destination=$1
+        destination=$(absolute "$1")
         ;;
     esac
     shift
@@ -48,10 +48,11 @@ done
 [ -n "$destination" ] || { usage >&2; exit 2; }
 [ -f "$checkout/pyproject.toml" ] || fail "this works only in a checkout of inspectd"
 python=${PYTHON:-python3}
+case $python in */*) python=$(absolute "$python") ;; esac
+from_root
 "$python" -c "$supported_python" || fail "$("$python" --version) is not supported: 3.11 to 3.13"
 
 mkdir -p "$destination"
-destination=$(cd "$destination" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT

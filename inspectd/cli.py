@@ -108,11 +108,18 @@ def run(config: Settings = DEFAULT_SETTINGS) -> int:
 
 
 @app.command()
-def check(config: Settings = DEFAULT_SETTINGS) -> int:
+def check(
+    config: Settings = DEFAULT_SETTINGS,
+    *,
+    to_run: Annotated[
+        bool,
+        typer.Option("--to-run", help="Only fail where `run` would not start the station."),
+    ] = False,
+) -> int:
     """Check the station file and its programs; print every mistake."""
     from inspectd.commands.check import check as command
 
-    return command(config)
+    return command(config, to_run=to_run)
 
 
 @app.command()

@@ -66,7 +66,7 @@ def test_help_names_every_command_and_a_wrong_one_is_told(run: Run):
 
 
 def test_an_unexpected_error_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def fail(_path) -> int:
+    def fail(_path, **_options) -> int:
         raise ZeroDivisionError
 
     monkeypatch.setattr("inspectd.commands.check.check", fail)
@@ -75,7 +75,7 @@ def test_an_unexpected_error_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyP
 
 
 def test_ctrl_c_says_so(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(_path) -> int:
+    def interrupt(_path, **_options) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("inspectd.commands.check.check", interrupt)
@@ -108,6 +108,20 @@ def test_check_and_where_the_settings_are_looked_for(
     assert err.startswith("/etc/inspectd/default.yaml: there is no such file")
     monkeypatch.setenv("INSPECTD_CONFIG", str(station.file))
     assert run("check")[:2] == (0, out)
+
+
+def test_check_to_run_fails_only_where_the_station_would_not_start(run: Run, station: Station):
+    draft = station.file.parent / "programs" / "draft.yaml"
+    draft.write_text("resolutoin: 50\n")
+    assert run("check", "-c", station.file)[0] == 1
+    code, out, err = run("check", "--to-run", "-c", station.file)
+    assert code == 0
+    assert "it can run" in out
+    assert f"left out, a program that is not judged by: {draft}:1: resolutoin" in err
+    (station.file.parent / "programs" / f"{PROGRAM}.yaml").write_text("resolutoin: 50\n")
+    code, _, err = run("check", "--to-run", "-c", station.file)
+    assert code == 1
+    assert f"{PROGRAM}.yaml:1: resolutoin" in err
 
 
 def test_schema(run: Run):

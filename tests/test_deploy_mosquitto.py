@@ -469,6 +469,11 @@ def test_a_new_password_takes_the_old_ones_place(locked):
     locked.reload()
     assert eventually(lambda: refusal(locked, name="scada", password=old["scada"]) == REFUSED)
     assert refusal(locked, name="scada", password=locked.password("scada")) == GRANTED
+    if "homeassistant:" not in (locked.etc / "passwords").read_text():
+        locked.set_up("--home-assistant")
+    stolen = locked.password("homeassistant")
+    locked.set_up("--new-password", "homeassistant")
+    assert locked.password("homeassistant") != stolen
 
 
 def test_what_was_edited_is_kept_and_own_rules_stay(broker_directory):
@@ -519,6 +524,10 @@ def test_the_check_finds_a_broker_that_works_and_one_that_does_not(locked, broke
         (["--station", "a", "--port", "mqtt"], "--port mqtt: a number from 1 to 65535"),
         (["--station", "a", "--host", "$(id)"], "'$(id)' is neither a host name nor an address"),
         (["--add-station", "a", "--new-password", "b"], "--new-password b: there is no such user"),
+        (
+            ["--station", "a", "--new-password", "homeassistant"],
+            "--new-password homeassistant: there is no such user",
+        ),
         (["--station"], "--station needs a value"),
         (["--stations", "a"], "there is no option --stations"),
         ([], "usage:"),

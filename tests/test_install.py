@@ -96,6 +96,7 @@ def test_an_unknown_option_is_refused(machine, script):
         (["--instance", "../cam"], "--instance ../cam: letters, digits, - and _ only"),
         (["--instance", "-x"], "--instance -x: letters, digits, - and _ only"),
         (["--station", "a/b"], "--station a/b: letters, digits, - and _ only"),
+        (["--rollback", "--upgrade"], "--rollback stands alone"),
     ],
 )
 def test_a_wrong_name_is_refused(machine, arguments, message):
@@ -153,11 +154,16 @@ def test_wheels_are_not_fetched_for_what_there_are_none(machine, tmp_path):
     assert not (tmp_path / "wheels").exists()
 
 
+def function_of_install(name: str) -> str:
+    (function,) = re.findall(rf"^{name}\(\) \{{.*?^\}}$", LIBRARY, re.DOTALL | re.MULTILINE)
+    return str(function)
+
+
 def example_station(folder: Path, *, mosquitto: bool) -> str:
     """What install.sh makes of the example."""
     (folder / "share").mkdir()
     (folder / "share" / "inspectd").symlink_to(ROOT)
-    (function,) = re.findall(r"^example_station\(\) \{.*?^\}$", LIBRARY, re.DOTALL | re.MULTILINE)
+    function = function_of_install("example_station")
     names = "station=press-3 instance=cam2"
     broker = "yes" if mosquitto else ""
     script = f'set -eu\n{function}\n{names}\nexample_station "{folder}" "{broker}"\n'
@@ -181,6 +187,77 @@ def test_the_example_becomes_settings_that_are_right(tmp_path, mosquitto):
     assert str(broker.password_file) == "$CREDENTIALS_DIRECTORY/mqtt-password"
     assert broker.tls is not None
     assert Path(str(broker.tls.ca)).name == "ca.pem"
+
+
+def shell(
+    script: str, environment: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """A script that has read lib.sh."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'set -eu\n. "{DEPLOY}/lib.sh"\n{script}\n'],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_module_of_the_working_directory_is_imported(tmp_path):
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('not the library')\n")
+    script = f'"{sys.executable}" -c "import msgspec"'
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)}
+    assert "not the library" in shell(script, environment, tmp_path).stderr
+    script = f'place=$(absolute wheels)\nfrom_root\n{script}\necho "$place"'
+    done = shell(script, environment, tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/wheels\n"), done.stderr
+
+
+@pytest.mark.parametrize("written", ["line1", '"line1"', "'line1'  # the first"])
+def test_a_station_s_name_is_read_as_inspectd_reads_it(machine, tmp_path, written):
+    machine.tell("runuser", 'shift 3; exec "$@"')
+    (tmp_path / "release" / "bin").mkdir(parents=True)
+    python = tmp_path / "release" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    path = tmp_path / "default.yaml"
+    text = (ROOT / "config" / "inspectd.yaml").read_text()
+    path.write_text(re.sub(r"(?m)^station: .*", f"station: {written}", text))
+    shutil.copytree(ROOT / "config" / "programs", tmp_path / "programs")
+    environment = {"PATH": f"{machine.folder}:/usr/bin:/bin"}
+    script = f'settings_say "{tmp_path}/release" "{path}" station.station'
+    assert shell(script, environment, tmp_path).stdout == "line1\n"
+    path.write_text("station: [\n")
+    refused = shell(script, environment, tmp_path)
+    assert refused.returncode == 1
+    assert str(path) in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_second_signal_does_not_end_the_way_back(tmp_path):
+    script = f"""
+        {function_of_install("finish")}
+        go_back() {{ kill -INT $$; kill -TERM $$; kill -HUP $$; echo "is back"; }}
+        work={tmp_path}/work switched=yes unfinished=''
+        trap finish EXIT
+        trap 'exit 130' INT
+        kill -INT $$
+        echo "goes on"
+    """
+    done = shell(script, {"PATH": "/usr/bin:/bin"}, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "is back\n"), done.stderr
+
+
+def test_a_file_is_put_in_place_at_one_stroke(tmp_path):
+    (tmp_path / "victim").write_text("mine\n")
+    (tmp_path / "new").write_text("new\n")
+    (tmp_path / "unit").symlink_to(tmp_path / "victim")
+    done = shell(f"{function_of_install('put')}\nput new {tmp_path}/unit", {}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "unit").read_text() == "new\n"
+    assert (tmp_path / "unit").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "victim").read_text() == "mine\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "unit", "victim"]
 
 
 def test_the_constraints_are_for_numpy_1(tmp_path):

@@ -202,8 +202,9 @@ set_up_users() {
     user scada "$broker/credentials/scada"
     [ -z "$home_assistant" ] || user homeassistant "$broker/credentials/homeassistant"
     for name in $added; do user "$name" "$broker/credentials/$name"; done
+    done_above="$station scada ${home_assistant:+homeassistant} $added"
     for name in $renewed; do
-        case " $station scada homeassistant $added " in *" $name "*) continue ;; esac
+        case " $done_above " in *" $name "*) continue ;; esac
         is_user "$name" || fail "--new-password $name: there is no such user in $passwords"
         user "$name" "$broker/credentials/$name"
     done
@@ -367,7 +368,7 @@ The station file of $station needs:
     host: localhost
     port: ${port:-8883}
     username: $station
-    password_file: /run/credentials/inspectd@$instance.service/mqtt-password
+    password_file: \$CREDENTIALS_DIRECTORY/mqtt-password
     tls: {ca: /etc/inspectd/ca.pem}
 END
     fi
@@ -389,6 +390,7 @@ if [ -z "$check_only" ]; then
     set_up_certificates
     set_up_users
     set_up_configuration
+    [ -z "$changed" ] || sync -f "$broker" "$root/etc/inspectd"
     [ -n "$root" ] || apply
 fi
 if [ -n "$check_only" ]; then

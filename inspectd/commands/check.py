@@ -6,27 +6,33 @@ from pathlib import Path
 
 import typer
 
-from inspectd.config import load
+from inspectd.config import load, load_to_run
 from inspectd.errors import Problem, SettingsError
 from inspectd.settings import CREDENTIALS
 
 
-def check(path: Path) -> int:
+def check(path: Path, *, to_run: bool = False) -> int:
     """Checks the station file and all programs beside it; the exit status, 1 where one is wrong.
 
     The folders that the settings name are not looked at.
+
+    Args:
+        path: the station file.
+        to_run: a mistake is no more than told where `inspectd run` leaves that program out.
     """
     try:
-        settings = load(path)
+        settings, left_out = load_to_run(path) if to_run else (load(path), ())
     except SettingsError as error:
         for problem in error.problems:
             typer.echo(str(problem), err=True)
         typer.echo(_count(error.problems), err=True)
         return 1
+    for problem in left_out:
+        typer.echo(f"left out, a program that is not judged by: {problem}", err=True)
     station = settings.station
     trigger = type(station.trigger).__struct_config__.tag
     driver = type(station.camera).__struct_config__.tag
-    typer.echo(f"{path}: nothing wrong")
+    typer.echo(f"{path}: {'it can run' if left_out else 'nothing wrong'}")
     typer.echo(f"  station   {station.station}: camera {driver}, trigger {trigger}")
     typer.echo(f"  program   {station.program}: {settings.program.description or '-'}")
     typer.echo(f"  programs  {', '.join(sorted(settings.programs))}")

@@ -32,14 +32,25 @@ class Station:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        # From where it is installed, so that a script which imports from there fails.
+        (machine.shared / "numpy.py").write_text("raise SystemExit('not the library')\n")
 
     # ---- the scripts -----------------------------------------------------------------------------
 
     def install(self, *options: str, bundle: str = "this") -> "subprocess.CompletedProcess[str]":
         """Run install.sh of a bundle, without a network."""
         folder = f"{BUNDLES}/{bundle}"
-        words = ["sh", f"{folder}/deploy/install.sh", "--wheels", folder, *options]
+        words = ["cd /srv/shared; sh", f"{folder}/deploy/install.sh", "--wheels", folder, *options]
         return self.machine.result(" ".join(words), timeout_s=INSTALL_S)
+
+    def install_wheel(
+        self, *options: str, bundle: str = "this"
+    ) -> "subprocess.CompletedProcess[str]":
+        """Likewise of its wheel of inspectd alone; pip's settings name the folder as the index."""
+        folder = f"{BUNDLES}/{bundle}"
+        index = f"PIP_NO_INDEX=1 PIP_FIND_LINKS={folder}"
+        script = f"{index} sh {folder}/deploy/install.sh --wheel {folder}/inspectd-*.whl"
+        return self.machine.result(" ".join([script, *options]), timeout_s=INSTALL_S)
 
     # ---- the unit --------------------------------------------------------------------------------
 
