@@ -6,6 +6,7 @@ limit. ``schema`` is raised when a field changes its meaning or goes away, not w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from math import degrees
 from typing import Annotated, Any, Literal
@@ -578,23 +579,29 @@ def as_historical(raw: bytes) -> bytes:
     return encode(msgspec.structs.replace(decode_verdict(raw), historical=True))
 
 
+REQUESTS: Mapping[str, type[msgspec.Struct]] = {
+    "trigger": TriggerRequest,
+    "program": ProgramRequest,
+    "reload": ReloadRequest,
+    "lot": LotRequest,
+    "teach": TeachingRequest,
+    "limits": LimitsRequest,
+    "snapshot": SnapshotRequest,
+    "resend": ResendRequest,
+}
+"""What each request says, by its name."""
+
+
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """The JSON Schema of every payload, by topic."""
-    types = {
+    """The JSON Schema of every payload that is JSON, by topic."""
+    types: dict[str, type[msgspec.Struct]] = {
         "verdict": VerdictPayload,
         "state": StatePayload,
         "health": StationHealth,
         "statistics": StatisticsPayload,
         "heartbeat": HeartbeatPayload,
         "map": MapPayload,
-        "request/trigger": TriggerRequest,
-        "request/program": ProgramRequest,
-        "request/reload": ReloadRequest,
-        "request/lot": LotRequest,
-        "request/teach": TeachingRequest,
-        "request/limits": LimitsRequest,
-        "request/snapshot": SnapshotRequest,
-        "request/resend": ResendRequest,
-        "response/trigger": Response,
+        **{f"request/{name}": kind for name, kind in REQUESTS.items()},
+        **{f"response/{name}": Response for name in REQUESTS},
     }
     return {topic: msgspec.json.schema(kind) for topic, kind in types.items()}

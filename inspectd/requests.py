@@ -26,19 +26,7 @@ from inspectd.errors import ControlError, InspectdError, JournalError
 from inspectd.journal import Answer
 from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
-from inspectd.payload import (
-    Identifier,
-    LimitsRequest,
-    LotRequest,
-    ProgramRequest,
-    ReloadRequest,
-    ResendRequest,
-    Response,
-    SnapshotRequest,
-    TeachingRequest,
-    TriggerRequest,
-    encode,
-)
+from inspectd.payload import REQUESTS, Identifier, Response, TriggerRequest, encode
 
 _logger = logging.getLogger(__name__)
 
@@ -49,22 +37,10 @@ REPEATED_WITHIN_S = 600.0
 """A request that comes later with the same transaction is no repetition, but another one, of a
 requester that has begun to count anew."""
 
-TYPES: Mapping[str, type[msgspec.Struct]] = {
-    "trigger": TriggerRequest,
-    "program": ProgramRequest,
-    "reload": ReloadRequest,
-    "lot": LotRequest,
-    "teach": TeachingRequest,
-    "limits": LimitsRequest,
-    "snapshot": SnapshotRequest,
-    "resend": ResendRequest,
-}
-"""What each request says, by its name."""
-
 QUICK = frozenset({"program", "lot", "limits"})
 
 Act = Callable[[Any], str]
-"""Does what a request of one of the TYPES asks for, and says in words what was done; may raise
+"""Does what a request of one of the REQUESTS asks for, and says in words what was done; may raise
 InspectdError."""
 
 
@@ -95,6 +71,17 @@ class Answers(Protocol):
 
     def find_answer(self, request: str, transaction: str) -> Answer | None: ...
     def keep_answer(self, request: str, transaction: str, response: bytes) -> None: ...
+
+
+class _Kept(msgspec.Struct):
+    """What is remembered of a request that was done.
+
+    Attributes:
+        asked: what it was, of one of the REQUESTS.
+    """
+
+    asked: msgspec.Raw
+    response: Response
 
 
 class _Transaction(msgspec.Struct):
@@ -157,7 +144,7 @@ class Requests:
         allowed: names of the requests that are answered.
         ask: puts a trigger of an instant (`time.monotonic_ns`) into its line; does not wait. It
             acknowledges the message when the trigger is answered.
-        acts: what is done for each of the other TYPES.
+        acts: what is done for each of the other REQUESTS.
         answers: remembers what was done.
         respond: sends an answer; does not wait.
         """
@@ -216,8 +203,8 @@ class Requests:
 
     def _understood(self, name: str, raw: bytes) -> msgspec.Struct:
         """Raises ControlError."""
-        known = ", ".join(name for name in TYPES if name in self._allowed())
-        if name not in TYPES:
+        known = ", ".join(name for name in REQUESTS if name in self._allowed())
+        if name not in REQUESTS:
             raise ControlError(f"there is no request {name!r}; allowed are: {known}")
         if name not in self._allowed():
             raise ControlError(
@@ -225,7 +212,7 @@ class Requests:
                 f"allowed are: {known}"
             )
         try:
-            return msgspec.json.decode(raw, type=TYPES[name])
+            return msgspec.json.decode(raw, type=REQUESTS[name])
         # msgspec lets the UnicodeDecodeError of a text within the JSON through as it is.
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ControlError(str(error)) from error
@@ -247,7 +234,7 @@ class Requests:
     def _answer(self, job: _Job) -> None:
         name, transaction = job.where.request, job.request.transaction
         try:
-            if transaction and (before := self._answered(name, transaction)) is not None:
+            if transaction and (before := self._answered(job, transaction)) is not None:
                 self._respond(job.where, before)
                 return
             detail = self._acts[name](job.request)
@@ -258,26 +245,34 @@ class Requests:
         _logger.info("request/%s: %s", name, detail)
         response = Response(request=name, transaction=transaction, ok=True, detail=detail)
         if transaction is not None:
-            self._remember(response)
+            self._remember(transaction, _Kept(msgspec.Raw(encode(job.request)), response))
         self._respond(job.where, response)
 
-    def _answered(self, name: str, transaction: str) -> Response | None:
+    def _answered(self, job: _Job, transaction: str) -> Response | None:
         """Raises ControlError where the transaction was of another request."""
+        name = job.where.request
         try:
             before = self._answers.find_answer(name, transaction)
             if before is None:
                 return None
             if words := used_before(transaction, before.at):
                 raise ControlError(words)
-            return msgspec.json.decode(before.response, type=Response)
+            kept = msgspec.json.decode(before.response, type=_Kept)
         except (JournalError, msgspec.MsgspecError) as error:
             _logger.error("whether request/%s was done already is not known: %s", name, error)
             return None
+        if bytes(kept.asked) != encode(job.request):
+            raise ControlError(
+                f"transaction {transaction} was used already, at {before.at:%Y-%m-%dT%H:%M:%SZ}, "
+                f"for another request/{name}, {bytes(kept.asked).decode()}: give each request a "
+                "transaction of its own"
+            )
+        return kept.response
 
-    def _remember(self, response: Response) -> None:
-        assert response.transaction is not None
+    def _remember(self, transaction: str, kept: _Kept) -> None:
+        name = kept.response.request
         try:
-            self._answers.keep_answer(response.request, response.transaction, encode(response))
+            self._answers.keep_answer(name, transaction, encode(kept))
         except JournalError as error:
             _logger.error("%s; repeated, it is done again", error)
 

@@ -41,6 +41,11 @@ class Subscriber:
             self._messages.append(message)
             self._arrival.notify_all()
 
+    def everything(self) -> list[paho.MQTTMessage]:
+        """All messages, in the order of arrival."""
+        with self._arrival:
+            return list(self._messages)
+
     def received(self, topic: str) -> list[paho.MQTTMessage]:
         with self._arrival:
             return [message for message in self._messages if message.topic == topic]

@@ -13,6 +13,7 @@ from verdicts import a_verdict
 
 from inspectd import payload
 from inspectd.payload import (
+    REQUESTS,
     CameraHealth,
     CountStatistics,
     DurationStatistics,
@@ -215,7 +216,17 @@ EXAMPLES = {
         "response/trigger",
         Response(request="trigger", transaction="t", ok=True, verdict=full_verdict()),
     ),
-    "a refusal": ("response/trigger", Response(request="trigger", ok=False, error="stopping")),
+    **{
+        f"a refusal of {name}": (
+            f"response/{name}",
+            Response(request=name, ok=False, error="the service is stopping"),
+        )
+        for name in REQUESTS
+    },
+    "what was done": (
+        "response/lot",
+        Response(request="lot", transaction="t", ok=True, detail="lot 4711"),
+    ),
 }
 
 

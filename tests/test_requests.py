@@ -17,8 +17,8 @@ from inspectd.errors import ControlError
 from inspectd.journal import Answer
 from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
-from inspectd.payload import Response
-from inspectd.requests import REPEATED_WITHIN_S, TYPES, WAITING, Requests
+from inspectd.payload import REQUESTS, Response
+from inspectd.requests import REPEATED_WITHIN_S, WAITING, Requests
 
 
 class Answers:
@@ -45,9 +45,9 @@ class Bench:
         self.go_on = threading.Event()
         self.go_on.set()
         self.requests = Requests(
-            lambda: TYPES,
+            lambda: REQUESTS,
             lambda request, _message, _at: self.happened.append(f"trigger {request.part_id}"),
-            {name: self.act(name) for name in TYPES if name != "trigger"},
+            {name: self.act(name) for name in REQUESTS if name != "trigger"},
             answers,
             lambda where, response: self.responses.append((where, response)),
         )
@@ -97,6 +97,22 @@ def test_what_was_done_is_done_once_by_its_transaction(bench: Bench, answers: An
     assert again.happened == []
     again.ask("lot", b'{"name": null, "transaction": "t"}')  # of another request: another one
     assert again.answered(2).detail == "did lot"
+    again.requests.stop()
+
+
+def test_a_transaction_that_is_used_for_something_else_is_refused(bench: Bench, answers: Answers):
+    """As a requester does that counts from 1 again after a restart."""
+    bench.ask("program", b'{"program": "a", "transaction": "1"}')
+    assert bench.answered(1).ok
+    again = Bench(answers)
+    again.ask("program", b'{"program": "b", "transaction": "1"}')
+    refused = again.answered(1)
+    assert not refused.ok
+    assert refused.transaction == "1"
+    assert '{"program":"a","transaction":"1"}' in (refused.error or "")
+    again.ask("program", b'{ "transaction": "1", "program": "a"}')
+    assert again.answered(2) == bench.responses[0][1]
+    assert again.happened == []
     again.requests.stop()
 
 
@@ -265,7 +281,7 @@ def test_when_the_service_stops_what_waits_is_refused(bench: Bench):
 @seed(5)
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    name=st.sampled_from([*TYPES, "nonsense", ""]),
+    name=st.sampled_from([*REQUESTS, "nonsense", ""]),
     payload=st.one_of(
         st.binary(max_size=60),
         st.recursive(

@@ -14,7 +14,7 @@ from inspectd import config
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.errors import Problem, SettingsError
 from inspectd.mqtt.topics import Topics
-from inspectd.requests import TYPES
+from inspectd.payload import REQUESTS
 from inspectd.settings import MqttSettings, Settings
 from soak import mutations
 from soak.consumer import Arrival, Consumer
@@ -212,7 +212,7 @@ class _Technician:
 def _ask_all(report: Report, consumer: Consumer, count: int) -> None:
     kinds = {"bad": 0, "good": 0}
     before = _state(consumer)
-    for number, (name, raw) in enumerate(mutations.examples(mutations.payloads(TYPES), count)):
+    for number, (name, raw) in enumerate(mutations.examples(mutations.payloads(REQUESTS), count)):
         good = _is_good(name, raw)
         kinds["good" if good else "bad"] += 1
         said = f"request/{name} {raw[:200]!r}"
@@ -235,10 +235,10 @@ def _ask_all(report: Report, consumer: Consumer, count: int) -> None:
 
 def _is_good(name: str, raw: bytes) -> bool:
     """Whether it is a request that may be done; by the types of the schemas that we ship."""
-    if name not in TYPES or name not in MqttSettings().requests:
+    if name not in REQUESTS or name not in MqttSettings().requests:
         return False
     try:
-        msgspec.json.decode(raw or b"{}", type=TYPES[name])
+        msgspec.json.decode(raw or b"{}", type=REQUESTS[name])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return True
