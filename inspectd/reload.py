@@ -59,6 +59,7 @@ class Reloader:
         self._reading = threading.Lock()
         self._wanted = threading.Event()
         self._asked = self._answered = 0
+        self._unwatched = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
         if problems:
@@ -114,10 +115,20 @@ class Reloader:
         while not self._stopping.is_set():
             try:
                 self._watch()
-            except Exception:
+            except Exception as error:
                 # It stays possible to ask for it; a folder that went away may come again.
-                _logger.exception("the settings files cannot be watched at present")
+                words = f"saved settings are not seen at present, but read when asked for: {error}"
+                if words != self._unwatched:  # else told already
+                    _logger.exception("the settings files cannot be watched")
+                self._note_unwatched(words)
+                if self.is_pending:
+                    self._read()
                 self._stopping.wait(RETRY_S)
+
+    def _note_unwatched(self, words: str) -> None:
+        if words != self._unwatched:
+            self._tell("settings watch", words)
+        self._unwatched = words
 
     def _watch(self) -> None:
         station = self._filed.path.absolute()
@@ -125,7 +136,7 @@ class Reloader:
         self._wanted.set()  # for what was saved before the watch stood
         for changes in watchfiles.watch(
             station.parent,
-            programs,
+            *([programs] if programs.is_dir() else []),
             watch_filter=lambda _change, path: _is_settings(Path(path), station, programs),
             debounce=LONGEST_MS,
             step=QUIET_MS,
@@ -136,15 +147,19 @@ class Reloader:
         ):
             if self._stopping.is_set():
                 return
+            self._note_unwatched("")
             if changes or self._wanted.is_set():
-                self._wanted.clear()
-                asked = self._asked
-                try:
-                    self._look_twice()
-                finally:
-                    self._answered = asked
+                self._read()
             if any(Path(path) == programs for _, path in changes):
                 return  # to watch the folder that is there now
+
+    def _read(self) -> None:
+        self._wanted.clear()
+        asked = self._asked
+        try:
+            self._look_twice()
+        finally:
+            self._answered = asked
 
     def _look_twice(self) -> None:
         before = self._filed.path
