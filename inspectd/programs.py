@@ -162,12 +162,13 @@ class Programs:
 
     # ---- other settings ------------------------------------------------------------------------
 
-    def adopt(self, filed: Settings) -> Settings:
-        """Follow other files; what they keep of the choices stands.
+    def settings_by(self, filed: Settings) -> Settings:
+        """Those that would be in force after `adopt`."""
+        with self._changed:
+            return self._chosen.without_void(filed).applied(filed)
 
-        Returns:
-            The settings in force.
-        """
+    def adopt(self, filed: Settings) -> None:
+        """Follow other files; what they keep of the choices stands."""
         with self._changed:
             chosen = self._chosen.without_void(filed)
             if chosen != self._chosen:
@@ -176,7 +177,6 @@ class Programs:
                 except TransientError as error:
                     _logger.error("%s", error)  # void choices are void at the next start, too
             self._apply(filed, chosen)
-            return self._settings
 
     def switch(self, name: str) -> None:
         """Judge the triggers that come from now on by another program.

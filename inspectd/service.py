@@ -15,12 +15,12 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import cv2
 import msgspec
@@ -43,7 +43,6 @@ from inspectd.control import (
 )
 from inspectd.errors import (
     BrokerState,
-    CameraError,
     ControlError,
     EndOfFrames,
     GpioUnusable,
@@ -108,6 +107,8 @@ from inspectd.teaching import (
 from inspectd.trigger import IntervalTimer, Overrun, TriggerLine, trigger_now
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WATCH_S = 0.1
 """The main thread looks this often whether to stop."""
@@ -582,24 +583,28 @@ class Service:
             self._put_in_force(filed)
 
     def _put_in_force(self, filed: Settings) -> None:
-        before = self._settings
-        now = self._programs.adopt(filed)
+        before, now = self._settings, self._programs.settings_by(filed)
         station = now.station
+        self._broker.adopt(now)  # which need not wait for a camera that does not answer
+        camera = make_camera(now) if _camera_of(before) != _camera_of(now) else None
+        self._between_parts(lambda: self._adopt_between_parts(filed, station, camera))
         self._line.bound = station.queue
         self._supervisor.adopt(station)
         self._archive.adopt(station.archive)
         self._recorder.adopt(station.storage)
         self._statistics.adopt(self._station_judging_by(self._programs.present))
-        self._looker.adopt(now)
+        self._looker.adopt(self._settings)
         self._outbox.set_backlog_rate(station.mqtt.backlog_rate)
-        camera = make_camera(now) if _camera_of(before) != _camera_of(now) else None
-        self._line.call(lambda: self._adopt_between_parts(station, camera))
         if station.trigger != self._trigger:
             self._replace_source(station.trigger)
-        self._broker.adopt(now)
 
-    def _adopt_between_parts(self, station: Station, camera: Camera | None) -> None:
-        """What a part at hand must not meet; on the thread that judges."""
+    def _adopt_between_parts(
+        self, filed: Settings, station: Station, camera: Camera | None
+    ) -> None:
+        """All that a part is judged by, so that it is judged by all of it or by nothing of it; on
+        the thread that judges.
+        """
+        self._programs.adopt(filed)
         self._camera.adopt(station)
         if camera is not None:
             self._camera.replace(camera)
@@ -737,32 +742,38 @@ class Service:
         ]
 
     def _frames_from_camera(self, count: int) -> list[Frame]:
-        """Pictures of this moment, taken between two parts by the thread that owns the camera.
+        """Pictures of this moment, each taken between two parts by the thread that owns the camera.
 
         Raises:
             CameraError: the camera gave none.
+            ControlError: the service is stopping.
         """
-        frames: list[Frame] = []
-        failed: list[CameraError] = []
-        done = threading.Event()
+        return [
+            self._between_parts(lambda: self._camera.capture(time.monotonic_ns()))
+            for _ in range(count)
+        ]
 
-        def take_one() -> None:
+    def _between_parts(self, act: Callable[[], T]) -> T:
+        """Have something done by the thread that judges; returns, and raises, what it does.
+
+        Raises:
+            ControlError: the service is stopping, and it was not done.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
-                frames.append(self._camera.capture(time.monotonic_ns()))
-            except CameraError as error:
-                failed.append(error)
-            if failed or len(frames) == count:
-                done.set()
-            else:
-                self._line.call(take_one)
+                done.set_result(act())
+            except Exception as error:  # noqa: BLE001 - raised again on the caller's thread
+                done.set_exception(error)
 
-        self._line.call(take_one)
-        while not done.wait(IDLE_S):
-            if self._stopping.is_set():
+        self._line.call(run)
+        while not wait([done], IDLE_S).done:
+            if self._stopping.is_set() and done.cancel():
                 raise ControlError("the service is stopping")
-        if failed:
-            raise failed[0]
-        return frames
+        return done.result()
 
     # ---- state -----------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 import json
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from station import (
 )
 from station import Service as Process
 
+from inspectd import service as service_module
+from inspectd.camera import Camera
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.config import load
 from inspectd.errors import ControlError
@@ -381,6 +385,46 @@ def test_camera_and_trigger_are_replaced_between_two_parts(running: Running):
     rewrite(station.file, "directory: state", "directory: elsewhere")
     noted(subscriber, "storage.directory: changed in")
     assert service.stop() == 0, service.log
+
+
+def test_no_part_is_judged_by_the_new_settings_in_the_picture_of_the_old_camera(
+    make_station: Callable[..., Station], monkeypatch: pytest.MonkeyPatch
+):
+    interval = "{source: interval, interval_s: 0.02}"
+    station = make_station(camera=SIMULATED % 100, trigger=interval, port=1)
+    station.teach()
+    write_pictures(station.folder / "parts", [20])
+    service = Service(load(station.file))
+    make_camera = service_module.make_camera
+
+    def hesitate(settings: Settings) -> Camera:
+        """As the import of a driver does."""
+        count = len(station.rows())
+        assert eventually(lambda: len(station.rows()) >= count + 5)
+        return make_camera(settings)
+
+    monkeypatch.setattr(service_module, "make_camera", hesitate)
+    main = threading.Thread(target=service.run)
+    main.start()
+    try:
+        assert eventually(lambda: len(station.rows()) >= 5, 30)
+        replayed = "camera: {driver: replay, path: parts, loop: true}"
+        rewrite(station.file, f"camera: {SIMULATED % 100}", replayed)
+        assert eventually(lambda: len(judged_of(station, "20.png")) >= 5, 30)
+    finally:
+        service.request_stop()
+        main.join(30)
+    after = {one["settings_hash"] for one in judged_of(station, "20.png")}
+    before = {one["settings_hash"] for one in judged_of(station) if one["frame"] != "20.png"}
+    assert (len(before), len(after)) == (1, 1)
+    assert before != after
+
+
+def judged_of(station: Station, frame: str = "") -> list[dict]:
+    """What the journal has of those that a picture was looked at for, or that one."""
+    with closing(sqlite3.connect(f"file:{station.journal}?mode=ro", uri=True)) as database:
+        found = [json.loads(raw) for (raw,) in database.execute("SELECT payload FROM inspection")]
+    return [one for one in found if one["frame"] and frame in {"", one["frame"]}]
 
 
 # ---- requests ------------------------------------------------------------------------------------
