@@ -22,7 +22,14 @@ needs_mosquitto = pytest.mark.skipif(
 
 @needs_mosquitto
 def test_every_part_is_accounted_for_whatever_fails():
-    report = chaos(parts=120, broker_kills=1, daemon_kills=1, network_cuts=1, stall_s=3.0)
+    report = chaos(
+        parts=120,
+        broker_kills=1,
+        daemon_kills=1,
+        network_cuts=1,
+        network_stalls=1,
+        stall_s=3.0,
+    )
     assert not report.violations, report
 
 

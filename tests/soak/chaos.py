@@ -47,6 +47,7 @@ def chaos(
     broker_kills: int = 20,
     daemon_kills: int = 20,
     network_cuts: int = 10,
+    network_stalls: int = 5,
     stall_s: float = 12.0,
     seed: int = 1,
 ) -> Report:
@@ -69,6 +70,7 @@ def chaos(
             *[line.broker_killed] * broker_kills,
             *[line.daemon_killed] * daemon_kills,
             *[line.network_cut] * network_cuts,
+            *[line.network_stalled] * network_stalls,
         ]
         random.Random(seed).shuffle(faults)
         requester = Requester(consumer, REPEAT_S)
@@ -104,7 +106,6 @@ class _Line:
         self._broker, self._proxy, self._station = broker, proxy, station
         self._consumer, self._report, self._stall_s = consumer, report, stall_s
         self._took: dict[str, list[float]] = {}
-        self._cuts = 0
 
     def disturb(
         self, requester: Requester, parts: list[str], rate: float, fault: Callable[[], None]
@@ -137,20 +138,20 @@ class _Line:
         self._time("online after the daemon's start", partial(wait_online, since=since))
 
     def network_cut(self) -> None:
-        """By turns a cut that breaks the connections, and one as long that lets all come late."""
-        self._cuts += 1
+        """Nothing passes, which both ends find out for themselves; then the connections break."""
         since = self._said()
-        if self._cuts % 2:
-            with ThreadPoolExecutor(1) as executor:
-                cut = executor.submit(self._proxy.cut, self._stall_s, REFUSE_S)
-                if self._stall_s >= TRUTHFUL_S:
-                    self._time("offline in a cut network", partial(wait_offline, since=since))
-                cut.result()
-            since = self._last_offline() or since
-            self._time("online after the network's return", partial(wait_online, since=since))
-        else:
-            self._proxy.stall(self._stall_s / 8)  # shorter than the keep-alive: nobody notices
-            self._time("online after a stall", wait_online)
+        with ThreadPoolExecutor(1) as executor:
+            cut = executor.submit(self._proxy.cut, self._stall_s, REFUSE_S)
+            if self._stall_s >= TRUTHFUL_S:
+                self._time("offline in a cut network", partial(wait_offline, since=since))
+            cut.result()
+        since = self._last_offline() or since
+        self._time("online after the network's return", partial(wait_online, since=since))
+
+    def network_stalled(self) -> None:
+        """For less than the keep-alive, so that nobody notices: all comes late."""
+        self._proxy.stall(self._stall_s / 8)
+        self._time("online after a stall", wait_online)
 
     def show(self) -> None:
         for name, took in self._took.items():
