@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
+from typing import TypeVar
 
 from inspectd.archive import Archive
 from inspectd.clock import clock_synchronised
@@ -22,6 +23,8 @@ from inspectd.settings import StorageSettings
 from inspectd.state import StationState
 
 _logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 PRUNED_EVERY_S = 60.0
 STOP_S = 0.5
@@ -92,32 +95,30 @@ class Recorder:
             JournalError: nothing was stored.
         """
         with self._guard:
-            if self._broken:
-                self._begin_anew()
-            try:
-                return self._journal.commit(verdict)
-            except JournalDamaged:
-                self._begin_anew()
-            except JournalError:
-                if not self._disk_is_full():
-                    raise
-                self._make_room()
-            return self._journal.commit(verdict)
+            return self._attempt(lambda: self._journal.commit(verdict))
 
     def probe(self) -> None:
-        """`Journal.probe`, likewise.
+        """`Journal.probe`, likewise: so a disk that was full is no longer, without a verdict.
 
         Raises:
             JournalError: nothing can be committed.
         """
         with self._guard:
-            if self._broken:
-                self._begin_anew()
-            try:
-                self._journal.probe()
-            except JournalDamaged:
-                self._begin_anew()
-                self._journal.probe()
+            self._attempt(self._journal.probe)
+
+    def _attempt(self, act: Callable[[], _Result]) -> _Result:
+        """Under the guard; raises JournalError."""
+        if self._broken:
+            self._begin_anew()
+        try:
+            return act()
+        except JournalDamaged:
+            self._begin_anew()
+        except JournalError:
+            if not self._disk_is_full():
+                raise
+            self._make_room()
+        return act()
 
     # ---- as of the journal; each may raise JournalError ----------------------------------------
 
@@ -131,7 +132,15 @@ class Recorder:
 
     def mark_sent(self, seqs: Sequence[int], journal_id: str | None = None) -> None:
         with self._replacing():
-            self._journal.mark_sent(seqs, journal_id)
+            try:
+                self._journal.mark_sent(seqs, journal_id)
+            except JournalDamaged:
+                raise
+            except JournalError:
+                if not self._disk_is_full():
+                    raise
+                self._make_room(seqs, journal_id)
+                self._journal.mark_sent(seqs, journal_id)
 
     def unsent_count(self) -> int:
         with self._replacing():
@@ -170,18 +179,18 @@ class Recorder:
             return False
         return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
-    def _make_room(self) -> None:
+    def _make_room(self, acknowledged: Sequence[int] = (), journal_id: str | None = None) -> None:
         """Pictures first, then sent verdicts; raises JournalError."""
         freed = self._archive.free_room(WANTED_BYTES)
         rows = 0
         if freed < FULL_BYTES:
-            rows = self._journal.make_room()
+            rows = self._journal.make_room(acknowledged, journal_id)
         given = [
             f"the oldest pictures ({freed / 1e6:.1f} MB)" if freed else "",
             f"the {rows} oldest verdicts that were sent" if rows else "",
         ]
         what = " and ".join(filter(None, given))
-        words = f"{what} were deleted to go on judging" if what else "there is nothing to give up"
+        words = f"{what} were deleted to go on" if what else "there is nothing to give up"
         self._state.note_trouble("disk", DISK_FULL.format(what=words))
 
     # ---- a damaged file ------------------------------------------------------------------------

@@ -442,6 +442,7 @@ def test_on_a_full_disk_nothing_unsent_is_deleted_and_the_commit_fails(small_dis
             commit_for_ever()
         last = journal.last_seq()
         assert journal.make_room() == 0
+        assert (small_disk / "journal.db.ballast").stat().st_size == 2 * 2**20
         assert seqs(journal.unsent(0, 99999)) == list(range(1, last + 1))
         (small_disk / "others").unlink()
         assert journal.commit(a_verdict()).seq == last + 1

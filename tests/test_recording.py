@@ -12,6 +12,7 @@ from verdicts import a_verdict
 from inspectd.archive import Archive
 from inspectd.errors import JournalDamaged, JournalError
 from inspectd.journal import Journal
+from inspectd.journal.ballast import BALLAST_BYTES
 from inspectd.payload import StatePayload
 from inspectd.recording import FULL_BYTES, Recorder
 from inspectd.settings import ArchiveSettings, StorageSettings
@@ -190,3 +191,80 @@ def test_on_a_full_disk_pictures_go_first_and_then_sent_verdicts(
     assert seqs == list(range(1, len(seqs) + 1))
     assert journal.read(seqs[-1], seqs[-1])
     assert not journal.read(1, 1)
+
+
+def commit_until_it_fails(recorder: Recorder) -> None:
+    def commit_for_ever() -> None:
+        while True:
+            recorder.commit(a_verdict(detail="x" * 1400))
+
+    with pytest.raises(JournalError, match="full"):
+        commit_for_ever()
+
+
+def use_up(disk: Path, recorder: Recorder) -> int:
+    """The broker is away and the disk full, until commits fail; the last number."""
+    for _ in range(2000):
+        recorder.commit(a_verdict(detail="x" * 1400))
+    fill(disk)
+    commit_until_it_fails(recorder)
+    for _ in range(3):
+        with pytest.raises(JournalError, match="full"):
+            recorder.probe()
+        fill(disk)
+    return recorder.last_seq()
+
+
+def test_on_a_full_disk_a_station_is_ready_again_by_itself_once_the_broker_is_back(
+    small_disk: Path, make: Make
+):
+    recorder, journal = make(small_disk)
+    last = use_up(small_disk, recorder)
+    assert (small_disk / "journal.db.ballast").stat().st_size == BALLAST_BYTES
+    assert recorder.unsent_count() == last  # nothing unsent was given up
+    for first in range(1, last + 1, 50):
+        recorder.mark_sent(range(first, min(first + 50, last + 1)), journal.id)
+        fill(small_disk)  # whatever the journal gives back, others take
+    assert recorder.unsent_count() == 0
+    recorder.probe()  # as the judging thread does while it is idle
+    for number in range(last + 1, last + 500):
+        assert recorder.commit(a_verdict(detail="x" * 1400)).seq == number
+
+
+def test_a_broker_that_takes_few_verdicts_at_a_time_does_not_cost_the_reserve(
+    small_disk: Path, make: Make
+):
+    recorder, _ = make(small_disk)
+    use_up(small_disk, recorder)
+    for _ in range(60):  # whatever one of them gives back is used for another that stays
+        recorder.mark_sent([row.seq for row in recorder.unsent(0, 20)])
+        fill(small_disk)
+        commit_until_it_fails(recorder)
+    backlog = [row.seq for row in recorder.unsent(0, 9999)]
+    last = recorder.last_seq()
+    assert backlog == list(range(last + 1 - len(backlog), last + 1))
+    for first in range(0, len(backlog), 50):
+        recorder.mark_sent(backlog[first : first + 50])
+        fill(small_disk)
+    recorder.probe()
+    assert recorder.commit(a_verdict()).seq == last + 1
+    (small_disk / "others").unlink()
+
+
+def test_a_station_that_is_started_on_a_full_disk_gets_rid_of_its_backlog(
+    small_disk: Path, make: Make
+):
+    recorder, journal = make(small_disk)
+    last = use_up(small_disk, recorder)
+    with contextlib.suppress(JournalError):  # what cannot be written back stays in the WAL
+        journal.close()
+    fill(small_disk)
+    recorder, journal = make(small_disk)
+    fill(small_disk)
+    assert recorder.unsent_count() == last
+    for first in range(1, last + 1, 50):
+        recorder.mark_sent(range(first, min(first + 50, last + 1)))
+        fill(small_disk)
+    recorder.probe()
+    assert recorder.commit(a_verdict()).seq == last + 1
+    (small_disk / "others").unlink()

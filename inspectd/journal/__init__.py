@@ -7,6 +7,7 @@ stays unsent until the broker has acknowledged it; only sent rows are ever delet
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -36,6 +37,8 @@ from inspectd.payload import VerdictPayload, decode_verdict, encode
 
 _PROBE_BYTES = 65536
 _ROOM_BYTES = 2 << 20  # about a thousand verdicts
+_MARKING_BYTES = 512 << 10
+"""Of the ballast: what marking and deleting may take in the WAL."""
 _BATCH_ROWS = 16  # deleted at a time: a millisecond, and a few on a Raspberry Pi
 _BATCH_PAGES = 64
 _ROWS_PER_WRITE_BACK = 128
@@ -100,7 +103,7 @@ class Journal:
         except BaseException:
             self._connection.close()
             raise
-        make_ballast(self.path)
+        self._reserve_bytes = make_ballast(self.path)
 
     @classmethod
     def open(cls, path: Path, sync: Literal["full", "normal"] = "full") -> Self:
@@ -175,7 +178,7 @@ class Journal:
         Raises:
             JournalError: nothing was stored (disk full, read-only, transaction known already).
         """
-        with self._transaction(f"verdict {verdict.id} could not be committed"):
+        with self._addition(f"verdict {verdict.id} could not be committed"):
             seq = last_seq(self._connection) + 1
             stored = msgspec.structs.replace(verdict, seq=seq, journal_id=self.id)
             self._connection.execute(
@@ -206,7 +209,7 @@ class Journal:
             ("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", ("0" * _PROBE_BYTES,)),
             ("DELETE FROM meta WHERE key = 'probe'", ()),
         ):
-            with self._transaction("the journal cannot be written"):
+            with self._addition("the journal cannot be written"):
                 self._connection.execute(statement, values)
 
     def find_transaction(self, transaction: str) -> VerdictPayload | None:
@@ -247,7 +250,7 @@ class Journal:
         Raises:
             JournalError: nothing was stored (disk full, read-only, transaction known already).
         """
-        with self._transaction(f"the answer to request {request} could not be kept"):
+        with self._addition(f"the answer to request {request} could not be kept"):
             number = self._connection.execute(
                 "INSERT INTO answered (request, requester_transaction, at, response) "
                 "VALUES (?, ?, ?, ?)",
@@ -300,11 +303,8 @@ class Journal:
         # A mark that is lost with the power only makes its row go out once more, so it need not
         # wait for the disk, and the judging thread need not wait for it.
         with self._transaction("sent verdicts could not be marked", durable=False):
-            if journal_id not in {None, self.id}:
-                return
-            self._connection.executemany(
-                "UPDATE inspection SET sent = 1 WHERE seq = ?", [(seq,) for seq in seqs]
-            )
+            if journal_id in {None, self.id}:
+                self._mark(seqs)
 
     def mark_unsent(self, first: int, last: int) -> int:
         """Have the rows ``first`` to ``last``, both included, sent once more.
@@ -385,43 +385,48 @@ class Journal:
                 since_written_back = 0
         self._shrink(max_bytes)
         self._write_back_aside()
-        make_ballast(self.path)
+        with self._guard:
+            self._reserve_bytes = make_ballast(self.path)
         return Pruned(rows, pages * PAGE_BYTES)
 
-    def make_room(self) -> int:
-        """Make room for about a thousand more verdicts when a commit failed on a full disk.
+    def make_room(self, acknowledged: Sequence[int] = (), journal_id: str | None = None) -> int:
+        """Make room for about a thousand more verdicts when the disk is full.
 
         The ballast is removed, which gives SQLite the space that deleting takes; the oldest sent
-        rows are deleted; and the ballast is made anew of what the file gives back.
+        rows are deleted; and the ballast is made anew of what the file gives back. Where nothing
+        can be deleted the ballast stays: it is what lets the rows be marked once they are sent.
+
+        Args:
+            acknowledged: rows that `mark_sent` had no space for; they are marked before.
+            journal_id: that of these rows, as of `mark_sent`.
 
         Returns:
             The number of rows deleted; 0 also when the file had enough free space already, or when
-            no row is sent. The commit is worth a new attempt in any case.
+            no row is sent. What failed is worth a new attempt in any case.
 
         Raises:
             JournalError: the disk does not even allow that, or it is not the disk that is wrong.
         """
-        rows = 0
         with self._guard, self._errors("no room could be made in the journal"):
+            seqs = acknowledged if journal_id in {None, self.id} else ()
+            if not (seqs or self._has_room() or self._has_sent()):
+                return 0
             drop_ballast(self.path)
             try:
                 self._write_back()
-                while self._pragma("freelist_count") * PAGE_BYTES < BALLAST_BYTES + _ROOM_BYTES:
-                    oldest = self._connection.execute(
-                        "SELECT seq FROM inspection WHERE sent = 1 ORDER BY seq LIMIT ?",
-                        (_ROWS_PER_WRITE_BACK,),
-                    ).fetchall()
-                    if not oldest:
-                        break
-                    with self._all_or_nothing(durable=False):
-                        self._delete([seq for (seq,) in oldest])
-                    rows += len(oldest)
+                with self._all_or_nothing(durable=False):
+                    self._mark(seqs)
+                rows = self._delete_for_room()
                 self._write_back()
-            finally:
-                while not make_ballast(self.path) and self._pragma("freelist_count"):
+                while (
+                    make_ballast(self.path) < BALLAST_BYTES and self._pragma("freelist_count") > 0
+                ):
+                    drop_ballast(self.path)  # giving back takes space in the WAL first
                     with self._all_or_nothing(durable=False):
                         self._give_back(4 * _BATCH_PAGES)
                     self._write_back()
+            finally:
+                self._reserve_bytes = make_ballast(self.path)
         return rows
 
     def close(self) -> None:
@@ -460,6 +465,37 @@ class Journal:
 
     def _used_bytes(self) -> int:
         return (self._pragma("page_count") - self._pragma("freelist_count")) * PAGE_BYTES
+
+    def _has_room(self) -> bool:
+        """Whether the file has the space for ballast and verdicts in itself."""
+        return self._pragma("freelist_count") * PAGE_BYTES >= BALLAST_BYTES + _ROOM_BYTES
+
+    def _has_sent(self) -> bool:
+        # Counted, since both counts are read from an index: an outage may leave a million rows.
+        kept, unsent = self._connection.execute(
+            "SELECT (SELECT count(*) FROM inspection), "
+            "(SELECT count(*) FROM inspection WHERE sent = 0)"
+        ).fetchone()
+        return bool(kept > unsent)
+
+    def _delete_for_room(self) -> int:
+        rows = 0
+        while not self._has_room():
+            oldest = self._connection.execute(
+                "SELECT seq FROM inspection WHERE sent = 1 ORDER BY seq LIMIT ?",
+                (_ROWS_PER_WRITE_BACK,),
+            ).fetchall()
+            if not oldest:
+                break
+            with self._all_or_nothing(durable=False):
+                self._delete([seq for (seq,) in oldest])
+            rows += len(oldest)
+        return rows
+
+    def _mark(self, seqs: Sequence[int]) -> None:
+        self._connection.executemany(
+            "UPDATE inspection SET sent = 1 WHERE seq = ?", [(seq,) for seq in seqs]
+        )
 
     def _delete(self, seqs: Sequence[int]) -> None:
         self._connection.executemany(
@@ -506,6 +542,32 @@ class Journal:
         """All of the block or nothing; on the disk afterwards if ``durable`` and so set."""
         with self._guard, self._errors(failure), self._all_or_nothing(durable=durable):
             yield
+
+    @contextmanager
+    def _addition(self, failure: str) -> Iterator[None]:
+        """A durable transaction that may make the file larger, as far as the ballast reaches.
+
+        The file grows when the WAL is written back. What is in the WAL must find its space then,
+        or nothing can be marked or deleted any more either.
+        """
+        with self._transaction(failure):
+            yield
+            grows = self._pragma("page_count") * PAGE_BYTES - self.path.stat().st_size
+            if grows > 0 and not self._can_grow_by(grows):
+                raise JournalError(
+                    f"{failure}: the disk is full to the journal's last reserve ({self.path})"
+                )
+
+    def _can_grow_by(self, size: int) -> bool:
+        wanted = size + _MARKING_BYTES
+        if wanted <= self._reserve_bytes:
+            return True
+        self._reserve_bytes = make_ballast(self.path)
+        if self._reserve_bytes == BALLAST_BYTES:
+            # Whoever reads for long keeps the WAL from being written back, on any disk.
+            disk = os.statvfs(self.path.parent)
+            return wanted <= BALLAST_BYTES + disk.f_bavail * disk.f_frsize
+        return wanted <= self._reserve_bytes
 
     @contextmanager
     def _all_or_nothing(self, *, durable: bool) -> Iterator[None]:

@@ -13,25 +13,32 @@ BALLAST_BYTES = 2 << 20
 """More than the pages of a WAL that the file may have to grow by."""
 _BLOCK_BYTES = 512
 """What `stat` counts blocks in."""
+_STEP_BYTES = 64 << 10
 
 
-def make_ballast(path: Path) -> bool:
-    """Occupy the space beside the journal at ``path``; False when the disk is full."""
+def make_ballast(path: Path) -> int:
+    """Occupy the space beside the journal at ``path``, as much of it as there is.
+
+    Returns:
+        The bytes it holds: fewer than BALLAST_BYTES where the disk is full.
+    """
     ballast = _ballast_path(path)
+    held = 0
     try:
         with ballast.open("ab") as file:
             # To occupy it again would write its time of change, each minute, for years.
-            if os.fstat(file.fileno()).st_blocks * _BLOCK_BYTES < BALLAST_BYTES:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            if os.fstat(file.fileno()).st_blocks * _BLOCK_BYTES >= BALLAST_BYTES:
+                return BALLAST_BYTES
+            while held < BALLAST_BYTES:
+                os.posix_fallocate(file.fileno(), held, _STEP_BYTES)
+                held += _STEP_BYTES
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            _logger.warning(
-                "no space could be reserved for the journal in %s: %s", ballast, error.strerror
-            )
-            return True
-        ballast.unlink(missing_ok=True)
-        return False
-    return True
+        if error.errno == errno.ENOSPC:
+            return held
+        _logger.warning(
+            "no space could be reserved for the journal in %s: %s", ballast, error.strerror
+        )
+    return BALLAST_BYTES
 
 
 def drop_ballast(path: Path) -> bool:
