@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from verdicts import a_verdict
@@ -464,6 +465,30 @@ def test_rows_that_were_sent_can_be_asked_for_once_more(path):
         assert journal.mark_unsent(2, 9) == 3
         assert [row.seq for row in journal.unsent(0, 9)] == [2, 3, 4]
         assert journal.mark_unsent(8, 9) == 0
+
+
+def test_verdicts_are_committed_between_the_steps_of_marking_many_to_be_sent_again(
+    path, monkeypatch
+):
+    with Journal.open(path) as journal:
+        for _ in range(300):
+            journal.commit(a_verdict())
+        journal.mark_sent(range(1, 301))
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("DELETE FROM inspection WHERE seq BETWEEN 30 AND 50")
+            database.commit()
+        steps = [0]
+
+        def pause(_seconds):
+            steps.append(journal.unsent_count())
+            journal.commit(a_verdict())
+
+        monkeypatch.setattr("inspectd.journal.time.sleep", pause)
+        assert journal.mark_unsent(1, 300) == 279
+        assert len(steps) > 4
+        assert max(after - before for before, after in pairwise(steps)) <= 65
+        assert steps[-1] == 279 + len(steps) - 2
+        assert seqs(journal.unsent(0, 279)) == [*range(1, 30), *range(51, 301)]
 
 
 def test_an_idle_journal_is_looked_after_without_a_write(path):

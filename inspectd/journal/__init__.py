@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +41,8 @@ _MARKING_BYTES = 512 << 10
 """Of the ballast: what marking and deleting may take in the WAL."""
 _BATCH_ROWS = 16  # deleted at a time: a millisecond, and a few on a Raspberry Pi
 _BATCH_PAGES = 64
+_BATCH_MARKS = 64  # marked at a time: no longer than deleting a batch
+_MARKS_PER_WRITE_BACK = 512
 _ROWS_PER_WRITE_BACK = 128
 _HEADROOM = 20  # a twentieth of the allowed size is kept free, for the rows until the next pruning
 _ANSWERS_KEPT = 1000
@@ -309,17 +311,37 @@ class Journal:
     def mark_unsent(self, first: int, last: int) -> int:
         """Have the rows ``first`` to ``last``, both included, sent once more.
 
+        In small steps with pauses, as `prune`; on the disk when it returns.
+
         Returns:
             How many of them are kept.
 
         Raises:
-            JournalError: none of them was marked.
+            JournalError: not all of them were marked.
         """
-        with self._transaction("verdicts could not be marked to be sent again"):
-            marked = self._connection.execute(
-                "UPDATE inspection SET sent = 0 WHERE seq BETWEEN ? AND ?", (first, last)
-            )
-        return marked.rowcount
+        failure = "verdicts could not be marked to be sent again"
+        kept = since_written_back = 0
+        while True:
+            with self._pausing(self._addition(failure, durable=False)):
+                batch = self._connection.execute(
+                    "SELECT seq FROM inspection WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+                    (first, last, _BATCH_MARKS),
+                ).fetchall()
+                if not batch:
+                    break
+                first = batch[-1][0] + 1
+                self._connection.execute(
+                    "UPDATE inspection SET sent = 0 WHERE seq BETWEEN ? AND ? AND sent = 1",
+                    (batch[0][0], batch[-1][0]),
+                )
+            kept += len(batch)
+            since_written_back += len(batch)
+            if since_written_back >= _MARKS_PER_WRITE_BACK:
+                self._write_back_aside()
+                since_written_back = 0
+        if since_written_back:
+            self._write_back_aside()  # which waits for the disk, as no step has
+        return kept
 
     def unsent_count(self) -> int:
         """How many rows are not marked sent.
@@ -362,9 +384,10 @@ class Journal:
         cutoff = _days_ago(keep_days)
         with self._transaction("old answers could not be deleted", durable=False):
             self._connection.execute("DELETE FROM answered WHERE at < ?", (cutoff,))
+        failure = "old verdicts could not be deleted"
         rows = pages = after = since_written_back = 0
         while True:
-            with self._step("old verdicts could not be deleted"):
+            with self._pausing(self._transaction(failure, durable=False)):
                 free = self._pragma("freelist_count")
                 over = self._used_bytes() > max_bytes - max_bytes // _HEADROOM
                 batch = self._connection.execute(
@@ -504,8 +527,9 @@ class Journal:
 
     def _shrink(self, max_bytes: int) -> None:
         """Give back to the disk what the file is larger, as far as it is free."""
+        failure = "the journal could not be made smaller"
         while True:
-            with self._step("the journal could not be made smaller"):
+            with self._pausing(self._transaction(failure, durable=False)):
                 over = self._pragma("page_count") * PAGE_BYTES > max_bytes
                 if not over or not self._pragma("freelist_count"):
                     return
@@ -518,10 +542,10 @@ class Journal:
             self._connection.execute("PRAGMA incremental_vacuum(1)")
 
     @contextmanager
-    def _step(self, failure: str) -> Iterator[None]:
+    def _pausing(self, transaction: AbstractContextManager[None]) -> Iterator[None]:
         """A transaction that leaves as much time to the others afterwards as it took."""
         begun = time.monotonic()
-        with self._transaction(failure, durable=False):
+        with transaction:
             yield
         time.sleep(time.monotonic() - begun)
 
@@ -544,13 +568,13 @@ class Journal:
             yield
 
     @contextmanager
-    def _addition(self, failure: str) -> Iterator[None]:
-        """A durable transaction that may make the file larger, as far as the ballast reaches.
+    def _addition(self, failure: str, *, durable: bool = True) -> Iterator[None]:
+        """A transaction that may make the file larger, as far as the ballast reaches.
 
         The file grows when the WAL is written back. What is in the WAL must find its space then,
         or nothing can be marked or deleted any more either.
         """
-        with self._transaction(failure):
+        with self._transaction(failure, durable=durable):
             yield
             grows = self._pragma("page_count") * PAGE_BYTES - self.path.stat().st_size
             if grows > 0 and not self._can_grow_by(grows):
