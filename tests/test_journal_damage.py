@@ -48,6 +48,34 @@ def test_a_malformed_page_found_at_opening_sets_the_file_aside(path):
         assert journal.set_aside.exists()
 
 
+def test_an_emptied_file_is_damage_and_its_wal_is_kept(path, caplog):
+    with Journal.open(path) as journal:
+        first_id = journal.id
+        journal.commit(a_verdict())
+        wal = path.with_name("journal.db-wal").read_bytes()
+    path.write_bytes(b"")
+    path.with_name("journal.db-wal").write_bytes(wal)
+    with Journal.open(path) as journal:
+        assert journal.id != first_id
+        assert journal.commit(a_verdict()).seq == 1
+        aside = journal.set_aside
+        assert aside.stat().st_size == 0
+        assert aside.with_name(aside.name + "-wal").read_bytes() == wal
+    assert f"{path} is damaged (it is empty)" in caplog.messages[0]
+
+
+def test_a_first_journal_that_could_not_be_begun_is_not_taken_for_an_emptied_one(path, monkeypatch):
+    def fail(_connection, _path):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("inspectd.journal.database._refuse_other_databases", fail)
+        with pytest.raises(JournalUnusable, match="full"):
+            Journal.open(path)
+    with Journal.open(path) as journal:
+        assert (journal.set_aside, journal.last_seq()) == (None, 0)
+
+
 def test_the_wal_of_a_damaged_file_goes_with_it(path):
     with Journal.open(path) as journal:
         journal.commit(a_verdict())

@@ -134,6 +134,9 @@ class Journal:
             ) from error
         try:
             try:
+                if path.exists() and not path.stat().st_size:
+                    # SQLite would begin anew in it without a word, and delete its WAL.
+                    raise Damage("it is empty")
                 return cls(path, sync, lock_file, None)
             except sqlite3.Error as error:
                 if is_damage(error):

@@ -67,6 +67,7 @@ def connect(path: Path) -> sqlite3.Connection:
         sqlite3.Error: it cannot be opened, or is damaged.
         JournalUnusable: where that would not say what is the matter.
     """
+    is_new = not path.exists()
     # Transactions are written out in `Journal`; its guard keeps the threads apart.
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -100,8 +101,16 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_size_limit = {4 * _WAL_BYTES}")
     except BaseException:
         connection.close()
+        if is_new:
+            _remove_if_empty(path)
         raise
     return connection
+
+
+def _remove_if_empty(path: Path) -> None:
+    """What SQLite left of a file it could not begin; later it would pass for an emptied one."""
+    if path.exists() and not path.stat().st_size:
+        path.unlink()
 
 
 def _refuse_other_databases(connection: sqlite3.Connection, path: Path) -> None:
