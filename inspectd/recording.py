@@ -36,6 +36,10 @@ DISK_FULL = (
     "the disk is full: {what}; delete what is not needed, or set archive.max_mb, storage.max_mb or "
     "storage.keep_days lower"
 )
+CLOCK_NOT_TRUSTED = (
+    "verdicts older than storage.keep_days are kept, up to storage.max_mb: the clock is not "
+    "synchronised, and by a wrong one all would seem old; give the machine a time server (NTP)"
+)
 
 
 class Recorder:
@@ -232,8 +236,10 @@ class Recorder:
         By the clock only where it can be trusted: one that is wrong might find everything old.
         """
         settings = self._settings
-        keep_days = settings.keep_days if clock_synchronised() else inf
+        trusted = clock_synchronised()
         with self._replacing():
-            self._journal.prune(keep_days, int(settings.max_mb * 1e6))
+            self._journal.prune(settings.keep_days if trusted else inf, int(settings.max_mb * 1e6))
+            kept = not trusted and self._journal.keeps_older_than(settings.keep_days)
+        self._state.note_trouble("clock", CLOCK_NOT_TRUSTED if kept else "")
         if not self._disk_is_full():
             self._state.note_trouble("disk", "")

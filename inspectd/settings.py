@@ -562,7 +562,8 @@ class StorageSettings(Record, frozen=True):
         Meta(
             gt=0.0,
             le=36500.0,
-            description="verdicts older than this are deleted, once the broker has taken them",
+            description="verdicts older than this are deleted, once the broker has taken them and "
+            "while the clock is synchronised",
             extra={"unit": "days"},
         ),
     ] = 365.0

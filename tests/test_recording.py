@@ -1,6 +1,7 @@
 """What the recorder does when the journal's file or its disk fails: a real journal, a real disk."""
 
 import contextlib
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -136,6 +137,27 @@ def test_a_journal_that_was_set_aside_at_the_start_is_told(
     _, journal = make(tmp_path)
     (note,) = state.payload.notes
     assert str(journal.set_aside) in note
+
+
+def test_by_a_clock_that_may_be_wrong_nothing_is_deleted_and_that_is_told(
+    tmp_path: Path, make: Make, state: StationState, monkeypatch: pytest.MonkeyPatch
+):
+    recorder, journal = make(tmp_path)
+    recorder.mark_sent([recorder.commit(a_verdict()).seq for _ in range(3)])
+    monkeypatch.setattr("inspectd.recording.clock_synchronised", lambda: False)
+    recorder.prune()
+    assert state.payload.notes == ()
+    with contextlib.closing(sqlite3.connect(journal.path)) as database:
+        database.execute("UPDATE inspection SET committed_at = '2001-01-01T00:00:00.000+00:00'")
+        database.commit()
+    recorder.prune()
+    assert len(journal.read(1, 3)) == 3
+    (note,) = state.payload.notes
+    assert "storage.keep_days are kept" in note
+    monkeypatch.setattr("inspectd.recording.clock_synchronised", lambda: True)
+    recorder.prune()
+    assert journal.read(1, 3) == []
+    assert state.payload.notes == ()
 
 
 def fill(folder: Path) -> None:

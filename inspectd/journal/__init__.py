@@ -415,6 +415,20 @@ class Journal:
             self._reserve_bytes = make_ballast(self.path)
         return Pruned(rows, pages * PAGE_BYTES)
 
+    def keeps_older_than(self, days: float) -> bool:
+        """Whether sent rows of that age lie at its beginning, by the clock as it stands.
+
+        Raises:
+            JournalError: the journal could not be read.
+        """
+        rows = self._query(
+            "SELECT max(old) FROM (SELECT sent AND committed_at < ? AS old FROM inspection "
+            "ORDER BY seq LIMIT ?)",
+            _days_ago(days),
+            _BATCH_ROWS,
+        )
+        return bool(rows[0][0])
+
     def make_room(self, acknowledged: Sequence[int] = (), journal_id: str | None = None) -> int:
         """Make room for about a thousand more verdicts when the disk is full.
 
