@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Unpack
 
 from inspectd import __version__
-from inspectd.errors import BrokerState, JournalError
-from inspectd.journal import Journal
+from inspectd.errors import BrokerState, JournalDamaged, JournalError
 from inspectd.mqtt.client import Listener, MqttClient
 from inspectd.mqtt.homeassistant import Announcement, birth_topic, discovery
 from inspectd.mqtt.messages import PublishOptions, RequestMessage
-from inspectd.mqtt.sparkplug import SparkplugNode
+from inspectd.mqtt.sparkplug import SparkplugNode, Store
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import VerdictPayload
 from inspectd.settings import MqttSettings, Settings, Station
@@ -65,21 +64,16 @@ class Broker:
         self,
         settings: Settings,
         topics: Topics,
-        journal: Journal,
         on_request: Callable[[str, RequestMessage], None],
     ) -> None:
         """Args:
         settings: name the broker; see `adopt`.
         topics: of the station.
-        journal: Sparkplug's backlog comes from it.
         on_request: as of `MqttClient`.
-
-        Raises:
-            JournalError: the journal could not be read.
         """
         self._settings = settings
         self._topics = topics
-        self._journal = journal
+        self._store: Store | None = None
         self._on_request = on_request
         self._listener: Listener | None = None
         self._relay: _Relay | None = None
@@ -89,7 +83,7 @@ class Broker:
         self._available = False
         self._announcement = Announcement(self.publish_retained)
         self._client = self._make_client(settings.station)
-        self._node = self._make_node(settings.station)
+        self._node: SparkplugNode | None = None
         self._node_fault = ""
 
     def _make_client(self, station: Station) -> MqttClient:
@@ -103,14 +97,15 @@ class Broker:
             {birth_topic(home): self._announcement.on_status} if home else {},
         )
 
-    def _make_node(self, station: Station) -> SparkplugNode | None:
+    def _make_node(self, store: Store) -> SparkplugNode | None:
+        """Raises JournalError."""
+        station = self._settings.station
         if station.mqtt.sparkplug is None:
             return None
         node = SparkplugNode(
-            station.mqtt, station.station, self._resolve, self._settings.directory, self._journal
+            station.mqtt, station.station, self._resolve, self._settings.directory, store
         )
         node.set_programs(sorted(self._settings.programs))
-        node.set_available(self._available)
         return node
 
     def _resolve(self, path: str) -> Path:
@@ -150,13 +145,18 @@ class Broker:
             return BrokerState.FAULT if self._node_fault else None
         return node.state
 
-    def start(self, listener: Listener) -> None:
-        """Connect in the background; returns at once. Once only."""
+    def start(self, listener: Listener, store: Store) -> None:
+        """Connect in the background; returns at once. Once only.
+
+        Args:
+            listener: is told of the connection that all topics go over.
+            store: Sparkplug's backlog comes from it.
+        """
         self._listener = listener
+        self._store = store
         self._announce()
         self._start_client()
-        if self._node is not None:
-            self._node.start()
+        self._rebuild_node()
 
     def stop(self, timeout_s: float) -> None:
         """Say `offline` and disconnect, in about ``timeout_s`` at most."""
@@ -181,10 +181,11 @@ class Broker:
             self._node.set_programs(sorted(settings.programs))
         self._announce()
 
-    def journal_replaced(self) -> None:
-        """Sparkplug's memory was of the journal before."""
-        if self._node is not None:
-            self._rebuild_node()
+    def journal_replaced(self, journal_id: str) -> None:
+        """Another journal was begun; call it before the first offer of its verdicts."""
+        node = self._node
+        if node is not None:
+            node.journal_replaced(journal_id)
 
     # ---- publishing ----------------------------------------------------------------------------
 
@@ -238,17 +239,24 @@ class Broker:
         self._start_client()
 
     def _rebuild_node(self) -> None:
+        assert self._store is not None
         if self._node is not None:
             self._node.stop(LEAVE_S)
         fault = ""
         try:
-            node = self._make_node(self._settings.station)
+            try:
+                node = self._make_node(self._store)
+            except JournalDamaged:
+                node = self._make_node(self._store)  # with the one begun in its place
         except JournalError as error:
             fault = f"it stays off until the next change of the settings: {error}"
             _logger.error("Sparkplug: %s", fault)
             node = None
         self._node, self._node_fault = node, fault
         if node is not None:
+            # What has changed until here, the node before was told.
+            node.journal_replaced(self._store.id)
+            node.set_available(self._available)
             node.start()
 
 

@@ -126,6 +126,10 @@ class Recorder:
 
     # ---- as of the journal; each may raise JournalError ----------------------------------------
 
+    def read(self, first: int, last: int) -> list[Row]:
+        with self._replacing():
+            return self._journal.read(first, last)
+
     def unsent(self, after: int, limit: int) -> list[Row]:
         with self._replacing():
             return self._journal.unsent(after, limit)
@@ -145,6 +149,10 @@ class Recorder:
                     raise
                 self._make_room(seqs, journal_id)
                 self._journal.mark_sent(seqs, journal_id)
+
+    def mark_unsent(self, first: int, last: int) -> int:
+        with self._replacing():
+            return self._journal.mark_unsent(first, last)
 
     def unsent_count(self) -> int:
         with self._replacing():

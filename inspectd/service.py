@@ -141,7 +141,6 @@ class Service:
 
         Raises:
             JournalUnusable: the journal cannot be opened.
-            JournalError: it cannot be read.
             PermanentError: the path of the control socket is too long.
         """
         self._boot_id = uuid.uuid4().hex
@@ -173,9 +172,8 @@ class Service:
             raise
 
     def _build(self, settings: Settings, problems: tuple[Problem, ...]) -> None:
-        """Raises JournalError."""
         station = settings.station
-        self._broker = Broker(settings, self._topics, self._journal, self._on_request)
+        self._broker = Broker(settings, self._topics, self._on_request)
         self._state = StationState(self._first_state(settings), self._publish_state)
         self._archive = Archive(
             settings.directory / "archive",
@@ -326,7 +324,7 @@ class Service:
         self._outbox.start()
         self._painter.start()
         self._archive.start()
-        self._broker.start(self._outbox)
+        self._broker.start(self._outbox, self._recorder)
         self._health.start()
         self._statistics.restore(self._journal)
         self._statistics.start()
@@ -470,7 +468,7 @@ class Service:
 
     def _on_new_journal(self) -> None:
         self._outbox.journal_replaced(self._journal.id)
-        self._broker.journal_replaced()
+        self._broker.journal_replaced(self._journal.id)
 
     # ---- MQTT ------------------------------------------------------------------------------------
 
@@ -540,12 +538,12 @@ class Service:
         return f"picture {frame.name}, {width} x {height} pixels, is on topic snapshot"
 
     def _resend(self, request: ResendRequest) -> str:
-        last = min(request.last, self._journal.last_seq())
-        marked = self._journal.mark_unsent(request.first, last) if request.first <= last else 0
+        last = min(request.last, self._recorder.last_seq())
+        marked = self._recorder.mark_unsent(request.first, last) if request.first <= last else 0
         if not marked:
             raise ControlError(
                 f"the journal keeps no verdict from {request.first} to {request.last}; the last "
-                f"one is {self._journal.last_seq()}"
+                f"one is {self._recorder.last_seq()}"
             )
         self._outbox.look_back()
         return f"{marked} verdicts follow once more, marked historical"

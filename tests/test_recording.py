@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from damage import damage
 from verdicts import a_verdict
 
 from inspectd.archive import Archive
@@ -19,7 +20,6 @@ from inspectd.recording import FULL_BYTES, Recorder
 from inspectd.settings import ArchiveSettings, StorageSettings
 from inspectd.state import StationState
 
-PAGE = 1024
 PICTURE = "000001-000000001-FAIL"
 
 
@@ -66,18 +66,6 @@ def make(state: StationState, replaced: list[str]) -> Iterator[Make]:
         journal.close()
 
 
-def damage(journal: Journal) -> None:
-    """Everything behind the first pages, as a failing memory card might."""
-    for _ in range(100):
-        journal.commit(a_verdict(detail="x" * 1000))
-    journal._write_back()
-    size = journal.path.stat().st_size
-    with journal.path.open("r+b") as file:
-        file.seek(3 * PAGE)
-        file.write(b"\xa5" * (size - 3 * PAGE))
-    journal._connection.execute("PRAGMA shrink_memory")  # or its cache would still be right
-
-
 def test_a_verdict_that_finds_the_journal_damaged_is_the_first_of_a_new_one(
     tmp_path: Path, make: Make, state: StationState, replaced: list[str]
 ):
@@ -93,13 +81,22 @@ def test_a_verdict_that_finds_the_journal_damaged_is_the_first_of_a_new_one(
     assert str(journal.set_aside) in note
 
 
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda recorder: recorder.unsent(0, 1000),
+        lambda recorder: recorder.read(1, 1000),  # Sparkplug's backlog
+        lambda recorder: recorder.mark_unsent(1, 1000),
+    ],
+    ids=["unsent", "read", "mark_unsent"],
+)
 def test_whoever_else_finds_it_damaged_is_told_and_a_new_one_is_begun_once(
-    tmp_path: Path, make: Make, replaced: list[str]
+    tmp_path: Path, make: Make, replaced: list[str], find: Callable[[Recorder], object]
 ):
     recorder, journal = make(tmp_path)
     damage(journal)
     with pytest.raises(JournalDamaged):
-        recorder.unsent(0, 1000)
+        find(recorder)
     assert recorder.unsent(0, 1000) == []
     assert replaced == [journal.id]
     assert recorder.commit(a_verdict()).seq == 1

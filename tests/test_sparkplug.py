@@ -15,14 +15,17 @@ import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from broker import TIMEOUT_S, eventually
+from damage import damage
 from hypothesis import given
 from hypothesis import strategies as st
 from station import SIMULATED, TOPICS, decoded, wait_until
 from verdicts import a_verdict
 
+from inspectd.archive import Archive
 from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.errors import BrokerState
 from inspectd.journal import Journal
@@ -31,7 +34,9 @@ from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.sparkplug import SparkplugNode
 from inspectd.mqtt.sparkplug_b_pb2 import Payload
 from inspectd.mqtt.sparkplug_memory import Memory, Missing
-from inspectd.settings import MqttSettings, SparkplugSettings
+from inspectd.recording import Recorder
+from inspectd.settings import MqttSettings, SparkplugSettings, StorageSettings
+from inspectd.state import StationState
 
 ROOT = Path(__file__).parent.parent
 DECODER = ROOT / ".venv" / "sparkplug-payload"
@@ -544,6 +549,39 @@ def test_a_late_verdict_of_a_program_that_is_gone_has_a_device_for_its_time(
             topic("DDATA", "gone"),
             topic("DDEATH", "gone"),
         ]
+        station.stop()
+
+
+def test_a_backlog_that_finds_the_journal_damaged_has_it_replaced_and_goes_on_in_the_new_one(
+    broker_directory, subscribe, edge, fields
+):
+    broker = PrivateBroker(broker_directory)
+    station = edge(broker, primary_host="scada")  # late enough for the subscriber
+    first = station.journal.id
+    station.node._store = Recorder(
+        station.journal,
+        Mock(spec=Archive),
+        Mock(spec=StationState),
+        StorageSettings(),
+        lambda: station.node.journal_replaced(station.journal.id),
+    )
+    for _ in range(20):
+        station.commit()
+    damage(station.journal)
+    station.node.start()
+    with broker:
+        listener = subscribe(broker)
+        send_state(listener, online=True, timestamp=1000)
+        assert eventually(lambda: station.journal.id != first)
+        station.commit()
+        (birth,) = fields(listener.wait_for(topic("DBIRTH", "connector")))
+        (data,) = fields(listener.wait_for(topic("DDATA", "connector")))
+        told = resolve(data, birth)
+        assert told["Inspection/Journal Id"] == station.journal.id
+        assert verdicts_of(listener, fields) == [(1, False)]
+        station.cut()
+        listener.wait_for(topic("DDATA", "connector"), 2)
+        assert verdicts_of(listener, fields) == [(1, False), (1, True)]  # in one journal's numbers
         station.stop()
 
 

@@ -154,6 +154,10 @@ class SparkplugNode(StandingConnection):
         """Send a verdict that was committed just now; call it in the order of the commits."""
         self._events.put(lambda: self._send_live(verdict))
 
+    def journal_replaced(self, journal_id: str) -> None:
+        """Another journal was begun, with numbers of its own; call it before the first offer."""
+        self._events.put(lambda: self._forget_numbers(journal_id))
+
     def set_programs(self, names: Sequence[str]) -> None:
         """The programs in use: each is a device; one that is gone, dies."""
         programs = tuple(names)
@@ -284,6 +288,15 @@ class SparkplugNode(StandingConnection):
             self._memory.missing.add(seq, seq)
         self._write_memory()
 
+    def _forget_numbers(self, journal_id: str) -> None:
+        if journal_id == self._memory.journal:
+            return
+        self._memory.begin_anew(journal_id)
+        self._in_flight = dict.fromkeys(self._in_flight)
+        self._recent.clear()
+        self._late.clear()
+        self._write_memory()
+
     def _write_memory(self) -> None:
         self._written_at = time.monotonic()
         self._memory.write()
@@ -409,6 +422,11 @@ class SparkplugNode(StandingConnection):
 
     def _send_live(self, verdict: VerdictPayload) -> None:
         self._last[verdict.program] = verdict
+        if verdict.journal_id != self._memory.journal:
+            # Committed just before its journal was replaced: now or never.
+            if self._born:
+                self._send(verdict, historical=False)
+            return
         missing = self._memory.missing
         missing.add(self._memory.offered + 1, verdict.seq - 1)
         self._memory.offered = max(self._memory.offered, verdict.seq)

@@ -70,13 +70,14 @@ class Memory:
 
     Attributes:
         bd_seq: of the last session; None before the first.
+        journal: the id of the one that all numbers are of.
         offered: the last verdict that was sent live or entered into `missing`.
     """
 
     def __init__(self, path: Path, journal: str, last_seq: int) -> None:
         """Read the file; without one, or with one of another journal, begin at ``last_seq``."""
         self._path = path
-        self._journal = journal
+        self.journal = journal
         self._written = b""
         self._failed = False
         self.bd_seq: int | None = None
@@ -96,10 +97,16 @@ class Memory:
     def next_bd_seq(self) -> int:
         return 0 if self.bd_seq is None else (self.bd_seq + 1) % SESSIONS
 
+    def begin_anew(self, journal: str) -> None:
+        """With another journal, in which nothing was offered yet."""
+        self.journal = journal
+        self.offered = 0
+        self.missing = Missing()
+
     def write(self) -> None:
         """Onto the disk, if it is news; a failure is logged, once until it works again."""
         content = msgspec.json.encode(
-            _File(self.bd_seq, self._journal, self.offered, self.missing.ranges)
+            _File(self.bd_seq, self.journal, self.offered, self.missing.ranges)
         )
         if content == self._written:
             return
