@@ -26,14 +26,18 @@ from station import SIMULATED, TOPICS, decoded, wait_until
 from verdicts import a_verdict
 
 from inspectd.archive import Archive
+from inspectd.broker import Broker
 from inspectd.commands.private_broker import HOST, PrivateBroker
+from inspectd.config import load
 from inspectd.errors import BrokerState
 from inspectd.journal import Journal
 from inspectd.mqtt import sparkplug as sparkplug_module
 from inspectd.mqtt import standing as standing_module
+from inspectd.mqtt.client import Listener
 from inspectd.mqtt.sparkplug import SparkplugNode
 from inspectd.mqtt.sparkplug_b_pb2 import Payload
 from inspectd.mqtt.sparkplug_memory import Memory, Missing
+from inspectd.mqtt.topics import Topics
 from inspectd.recording import Recorder
 from inspectd.settings import MqttSettings, SparkplugSettings, StorageSettings
 from inspectd.state import StationState
@@ -719,6 +723,30 @@ def test_a_connection_of_sparkplug_is_told_on_state(broker, make_station, subscr
     raw = wait_until(listener, TOPICS.state, lambda p: json.loads(p)["sparkplug"] == "connected")
     assert json.loads(raw)["broker"] in {"connected", "connecting"}
     assert service.stop() == 0, service.log
+
+
+def test_a_journal_that_is_found_damaged_as_the_node_is_made_does_not_keep_it_off(make_station):
+    station = make_station(camera=SIMULATED % 30, trigger="{source: mqtt}")
+    sparkplug = station.file.read_text().replace("port: 1", "port: 1, sparkplug: {group: plant}")
+    station.file.write_text(sparkplug)
+    with Journal.open(station.journal) as journal:
+        first = journal.id
+        damage(journal)
+        broker = Broker(load(station.file), Topics("cell"), lambda _name, _message: None)
+        recorder = Recorder(
+            journal,
+            Mock(spec=Archive),
+            Mock(spec=StationState),
+            StorageSettings(),
+            lambda: broker.journal_replaced(journal.id),
+        )
+        broker.start(Mock(spec=Listener), recorder)
+        try:
+            assert journal.id != first
+            assert broker._node._memory.journal == journal.id
+            assert broker.sparkplug_state is not BrokerState.FAULT
+        finally:
+            broker.stop(1.0)
 
 
 # ---- the parts --------------------------------------------------------------------------------
