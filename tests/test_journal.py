@@ -127,6 +127,13 @@ def test_a_full_disk_is_an_error_and_the_journal_goes_on_when_there_is_room(path
         assert journal.commit(a_verdict()).seq == 2
 
 
+def test_nothing_is_committed_to_a_file_that_was_removed(path):
+    with Journal.open(path) as journal:
+        path.unlink()
+        with pytest.raises(JournalError, match=r"No such file or directory .*journal\.db"):
+            journal.commit(a_verdict())
+
+
 def test_a_probe_fails_while_the_disk_is_full_and_leaves_nothing_behind(path):
     with Journal.open(path) as journal:
         journal.commit(a_verdict())

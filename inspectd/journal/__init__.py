@@ -631,6 +631,8 @@ class Journal:
         except sqlite3.Error as error:
             kind = JournalDamaged if is_damage(error) else JournalError
             raise kind(f"{failure}: {error} ({self.path})") from error
+        except OSError as error:
+            raise JournalError(f"{failure}: {error.strerror} ({self.path})") from error
 
 
 def _written(instant: datetime) -> str:
