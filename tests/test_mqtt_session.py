@@ -17,6 +17,7 @@ from impostor import Impostor
 from paho.mqtt.enums import CallbackAPIVersion
 
 from inspectd.commands.private_broker import HOST, PrivateBroker
+from inspectd.errors import BrokerState
 from inspectd.mqtt import client as client_module
 from inspectd.mqtt import connection as connection_module
 from inspectd.mqtt import standing as standing_module
@@ -335,6 +336,29 @@ def test_a_marker_that_does_not_come_back_is_not_waited_for(
         ask(requester, b"new")
         second.wait_for(1)
         assert second.told() == [(b"new", False)]
+
+
+def test_a_marker_of_an_earlier_connection_is_not_missed(start, monkeypatch, caplog):
+    monkeypatch.setattr(client_module, "MARKER_WITHIN_S", 0.2)
+    monkeypatch.setattr(connection_module, "ANSWER_WITHIN_S", 1.0)
+    came = []
+
+    def only_the_first(connection):
+        came.append(connection)
+        if len(came) > 1:
+            raise OSError("it stays open, and silent")
+        return connection
+
+    # It knows the station's session, and breaks before the marker is back.
+    server = Impostor(b"\x20\x03\x01\x00\x00", only_the_first)
+    try:
+        station = start(server.port, settle=False)
+        assert eventually(lambda: station.client.state is BrokerState.SILENT)
+        station.client.stop()
+    finally:
+        server.close()
+    assert station.client._keeps_session
+    assert "are lost from now on" not in caplog.text
 
 
 def test_another_station_of_the_same_name_is_named(broker, start, caplog):

@@ -116,6 +116,8 @@ class MqttClient(StandingConnection):
         self._marker: _Marker | None = None
         self._held = HeldBack()
         self._held_mid: int | None = None
+        # Of the connection; touched by the network thread only.
+        self._timers: list[threading.Timer] = []
 
     @property
     def is_connected(self) -> bool:
@@ -215,6 +217,7 @@ class MqttClient(StandingConnection):
         return reason
 
     def _connect(self, kept: bool) -> str:
+        self._marker = None  # an earlier connection's says nothing of this one
         connection = Connection(
             self._settings,
             read_access(self._settings, self._resolve),
@@ -224,20 +227,32 @@ class MqttClient(StandingConnection):
             session_s=SESSION_S if kept else 0,
             terms=self._terms,
         )
-        overdue = threading.Timer(MARKER_WITHIN_S, self._on_marker_overdue, (connection,))
-        overdue.daemon = True
-        overdue.start()
         try:
             reason = connection.run()
         finally:
-            overdue.cancel()
+            while self._timers:
+                self._timers.pop().cancel()
         self._connection = None
         if self._listener is not None:
             self._listener.lost()
         return reason
 
-    def _on_marker_overdue(self, connection: Connection) -> None:
-        if self._marker is not None:
+    def _send_marker(self, connection: Connection) -> None:
+        marker = self._marker = _Marker(uuid.uuid4().hex.encode())
+        marker.mid = connection.publish(
+            self._topics.request(_MARKER), marker.payload, expiry_s=MARKER_EXPIRY_S
+        ).mid
+        self._later(MARKER_WITHIN_S, partial(self._on_marker_overdue, connection, marker))
+
+    def _later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """On a thread of its own, unless the connection has ended by then."""
+        timer = threading.Timer(delay_s, action)
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
+
+    def _on_marker_overdue(self, connection: Connection, marker: _Marker) -> None:
+        if self._marker is marker:
             self._give_up_session(connection, f"it did not come back in {MARKER_WITHIN_S:.0f} s")
 
     def _give_up_session(self, connection: Connection, reason: str) -> None:
@@ -260,16 +275,13 @@ class MqttClient(StandingConnection):
             connection.close()
             return
         self._stands()
-        self._marker = _Marker(uuid.uuid4().hex.encode()) if connection.session_present else None
         self._held, self._held_mid = HeldBack(), None
         self._refused = {}
         self._retained_sent.clear()
         for topic in (self._topics.request("+"), *self._subscriptions):
             connection.subscribe(topic)
-        if self._marker is not None:
-            self._marker.mid = connection.publish(
-                self._topics.request(_MARKER), self._marker.payload, expiry_s=MARKER_EXPIRY_S
-            ).mid
+        if connection.session_present:
+            self._send_marker(connection)
         with self._retained_lock:
             self._connection = connection
             for topic, payload in self._retained.items():
