@@ -8,7 +8,7 @@ what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -89,13 +89,16 @@ class JournalUnusable(PermanentError):
 
 
 class BrokerState(StrEnum):
-    """How station and MQTT broker stand to each other, in a word.
+    """How station and MQTT broker stand to each other, in a word; the later one is the worse.
 
     Attributes:
-        CONNECTING: no attempt has come to an end yet.
-        CONNECTED: the broker takes everything.
-        MESSAGE_TOO_LARGE: connected, but some messages are larger than the broker takes.
+        CONNECTED: the broker takes everything, and refuses nothing.
+        REQUESTS_LOST: connected, but requests sent while the station is away are lost, or all.
         MESSAGES_REFUSED: connected, but the broker refuses some messages: rights or quota.
+        MESSAGE_TOO_LARGE: connected, but some messages are larger than the broker takes.
+        SUBSCRIPTION_REFUSED: connected, but the broker lets the station hear no requests, or none
+            of what else it subscribes to.
+        CONNECTING: no attempt has come to an end yet.
         LOST: the connection has just ended; the next attempt tells more.
         UNREACHABLE: nobody answers there, or the name cannot be looked up.
         SILENT: something takes the connection and says nothing.
@@ -107,10 +110,12 @@ class BrokerState(StrEnum):
         FAULT: an error that nobody has thought of; the log tells it.
     """
 
-    CONNECTING = "connecting"
     CONNECTED = "connected"
-    MESSAGE_TOO_LARGE = "message_too_large"
+    REQUESTS_LOST = "requests_lost"
     MESSAGES_REFUSED = "messages_refused"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    SUBSCRIPTION_REFUSED = "subscription_refused"
+    CONNECTING = "connecting"
     LOST = "lost"
     UNREACHABLE = "unreachable"
     SILENT = "silent"
@@ -120,6 +125,11 @@ class BrokerState(StrEnum):
     REFUSED_CERTIFICATE = "refused_certificate"
     UNUSABLE_FILE = "unusable_file"
     FAULT = "fault"
+
+    @classmethod
+    def worst(cls, states: Iterable[BrokerState]) -> BrokerState:
+        """The one to tell, where several hold; CONNECTED without any."""
+        return max(states, key=list(cls).index, default=cls.CONNECTED)
 
 
 class BrokerUnavailable(TransientError):

@@ -306,9 +306,7 @@ class Service:
         self._state.note_trouble("broker", self._broker.trouble, logged=True)
         self._state.note_trouble("sparkplug", self._broker.sparkplug_trouble, logged=True)
         self._state.note_trouble("messages", self._outbox.trouble, logged=True)
-        broker = self._broker.state
-        if broker is BrokerState.CONNECTED:
-            broker = self._outbox.state
+        broker = BrokerState.worst((self._broker.state, self._outbox.state))
         self._state.note_broker(broker, self._broker.sparkplug_state)
 
     # ---- start and stop --------------------------------------------------------------------------

@@ -7,8 +7,9 @@ fresh, maybe hours late; durable messages come again from the journal, retained 
 
 The broker keeps the station's session, so that no request is lost while the station is away. But
 what waited there asks about a part that has gone by. To know it, the station sends itself a marker
-after each connection that found a session, on a topic of the same subscription as the requests:
-what comes before the marker waited. Where the marker does not come back, the session is given up.
+on each connection, on a topic of the same subscription as the requests: where the broker had kept a
+session, what comes before the marker waited. Where it does not come back, the session is given up,
+and said to be: maybe the broker delivers no request at all, though it granted the subscription.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ SESSION_S = 86400
 MARKER_WITHIN_S = 30.0
 """So many requests as a broker keeps by default are answered in less."""
 MARKER_EXPIRY_S = 60
+ASK_AGAIN_S = 30.0
+"""For a subscription that was refused: a person may have changed the broker's rules."""
 _MARKER = "marker"
 """A NAME of ``request/NAME`` that only the station itself uses."""
 
@@ -63,6 +66,8 @@ class _Marker:
     """What parts the requests that waited from those sent now."""
 
     payload: bytes
+    waited: bool
+    """Whether anything may have waited in the broker before it."""
     mid: int | None = None
 
 
@@ -113,6 +118,8 @@ class MqttClient(StandingConnection):
         self._retained_sent: dict[int, str] = {}
         self._terms = Terms()
         self._keeps_session = True
+        self._starts_afresh = False
+        self._requests_lost = ""
         self._marker: _Marker | None = None
         self._held = HeldBack()
         self._held_mid: int | None = None
@@ -123,21 +130,17 @@ class MqttClient(StandingConnection):
     def is_connected(self) -> bool:
         return self._connection is not None
 
-    @property
-    def trouble(self) -> str:
-        """Why there is no connection, or which retained topics the broker refuses; else empty."""
-        return super().trouble or "; ".join(
-            f"the MQTT broker refuses messages on {topic}: {refusal}"
+    def _lacks(self) -> list[tuple[BrokerState, str]]:
+        lacks = super()._lacks() + [
+            (
+                words.state_of_refusal(refusal),
+                f"the MQTT broker refuses messages on {topic}: {refusal}",
+            )
             for topic, refusal in self._refused.items()
-        )
-
-    @property
-    def state(self) -> BrokerState:
-        """The same in a word."""
-        state, refused = super().state, self._refused
-        if state is not BrokerState.CONNECTED or not refused:
-            return state
-        return min(map(words.state_of_refusal, refused.values()))
+        ]
+        if lost := self._requests_lost:
+            lacks.append((BrokerState.REQUESTS_LOST, lost))
+        return lacks
 
     def start(self, listener: Listener) -> None:
         """Connect in the background; returns at once. Once only."""
@@ -210,13 +213,13 @@ class MqttClient(StandingConnection):
     # ---- the network thread --------------------------------------------------------------------
 
     def _connect_once(self) -> str:
-        kept = self._keeps_session
-        reason = self._connect(kept)
-        if kept and not self._keeps_session and not self._stopping.is_set():
-            reason = self._connect(kept=False)
+        self._starts_afresh = False
+        reason = self._connect()
+        if self._starts_afresh and not self._stopping.is_set():
+            reason = self._connect()
         return reason
 
-    def _connect(self, kept: bool) -> str:
+    def _connect(self) -> str:
         self._marker = None  # an earlier connection's says nothing of this one
         connection = Connection(
             self._settings,
@@ -224,7 +227,7 @@ class MqttClient(StandingConnection):
             self._client_id,
             self,
             Will(self._topics.availability, OFFLINE),
-            session_s=SESSION_S if kept else 0,
+            session_s=SESSION_S if self._keeps_session else 0,
             terms=self._terms,
         )
         try:
@@ -238,7 +241,7 @@ class MqttClient(StandingConnection):
         return reason
 
     def _send_marker(self, connection: Connection) -> None:
-        marker = self._marker = _Marker(uuid.uuid4().hex.encode())
+        marker = self._marker = _Marker(uuid.uuid4().hex.encode(), connection.session_present)
         marker.mid = connection.publish(
             self._topics.request(_MARKER), marker.payload, expiry_s=MARKER_EXPIRY_S
         ).mid
@@ -253,20 +256,36 @@ class MqttClient(StandingConnection):
 
     def _on_marker_overdue(self, connection: Connection, marker: _Marker) -> None:
         if self._marker is marker:
-            self._give_up_session(connection, f"it did not come back in {MARKER_WITHIN_S:.0f} s")
+            self._miss_marker(connection, marker, words.not_back(MARKER_WITHIN_S))
+
+    def _miss_marker(self, connection: Connection, marker: _Marker, reason: str) -> None:
+        if marker.waited:
+            self._give_up_session(connection, reason)
+        else:
+            # All that comes on this connection is new: no reason to break it.
+            self._marker = None
+            self._keep_no_session(reason)
 
     def _give_up_session(self, connection: Connection, reason: str) -> None:
         """Rather lose the requests that wait than judge the wrong part."""
-        self._keeps_session = False
-        _logger.warning(
-            "requests sent while the station is away from the MQTT broker %s are lost from now on, "
-            "since it could not tell them from new ones; the broker must let the station both "
-            "publish and receive %s: %s",
-            self.broker,
-            self._topics.request(_MARKER),
-            reason,
-        )
+        self._keep_no_session(reason)
+        self._starts_afresh = True
         connection.close(with_will=True)
+
+    def _keep_no_session(self, reason: str) -> None:
+        """From the next connection on."""
+        self._keeps_session = False
+        trouble = words.requests_lost(self._topics.request(_MARKER), reason)
+        if trouble != self._requests_lost:
+            _logger.warning("%s", trouble)
+        self._requests_lost = trouble
+
+    def _keep_session(self, connection: Connection) -> None:
+        """The marker is back: from the next connection on, if this one keeps none."""
+        self._keeps_session = True
+        if self._requests_lost and connection.keeps_session:
+            self._requests_lost = ""
+            _logger.info("the MQTT broker %s keeps requests again", self.broker)
 
     # ---- for the connection, on the network thread ---------------------------------------------
 
@@ -290,18 +309,20 @@ class MqttClient(StandingConnection):
             self._listener.connected()
 
     def subscribed(self, topic: str, refusal: str | None) -> None:
+        self._note_subscription(topic, refusal)
+        connection = self._connection
+        if connection is None:
+            return
         if refusal is not None:
-            _logger.error(
-                "the MQTT broker %s does not let this station have what comes on %s: %s",
-                self.broker,
-                topic,
-                refusal,
-            )
+            self._later(ASK_AGAIN_S, partial(connection.subscribe, topic))
+        elif topic == self._topics.request("+") and self._marker is None:
+            self._send_marker(connection)
 
     def acknowledged(self, mid: int, refusal: str | None) -> None:
-        if self._marker is not None and self._marker.mid == mid and refusal is not None:
+        marker = self._marker
+        if marker is not None and marker.mid == mid and refusal is not None:
             assert self._connection is not None
-            self._give_up_session(self._connection, refusal)
+            self._miss_marker(self._connection, marker, refusal)
         if (topic := self._retained_sent.pop(mid, None)) is not None:
             self._note_refusal(topic, refusal)
         if self._held_mid == mid and refusal is not None and self._connection is not None:
@@ -323,12 +344,14 @@ class MqttClient(StandingConnection):
             # An earlier connection's, if it is not this one's.
             if self._marker is not None and message.payload == self._marker.payload:
                 self._marker = None
+                assert self._connection is not None
+                self._keep_session(self._connection)
             elif self._held.take(message.payload, time.monotonic_ns()):
                 self._watch_the_broker()
             message.acknowledge()
             return
         self._watch_the_broker()
-        queued = message.queued or self._marker is not None
+        queued = message.queued or (self._marker is not None and self._marker.waited)
         self._on_request(
             name,
             replace(
@@ -342,9 +365,8 @@ class MqttClient(StandingConnection):
         if connection is None:
             return
         if self._held.waits_for_marker(now_ns, MARKER_WITHIN_S):
-            reason = f"it did not come back in {MARKER_WITHIN_S:.0f} s"
             self._held.forget_marker()
-            self._give_up_session(connection, reason)
+            self._give_up_session(connection, words.not_back(MARKER_WITHIN_S))
         elif self._held.note_message(now_ns, connection.owed):
             try:
                 self._held_mid = connection.publish(

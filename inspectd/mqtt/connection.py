@@ -302,6 +302,11 @@ class Connection:
         return self._session_present
 
     @property
+    def keeps_session(self) -> bool:
+        """Whether the broker is to keep what comes for us once this connection has ended."""
+        return self._session_s > 0
+
+    @property
     def version(self) -> str:
         """Of MQTT."""
         return "5" if self._speaks_5 else "3.1.1"

@@ -385,9 +385,7 @@ class Outbox:
             f"the MQTT broker refuses messages on {topic}: {refusal}"
             for topic, refusal in self._refused_now.items()
         )
-        self._state = min(
-            map(words.state_of_refusal, self._refused_now.values()), default=BrokerState.CONNECTED
-        )
+        self._state = BrokerState.worst(map(words.state_of_refusal, self._refused_now.values()))
 
     def _mark(self) -> None:
         if self._to_mark:

@@ -204,13 +204,7 @@ class SparkplugNode(StandingConnection):
         self._events.put(lambda: self._on_connected(connection, bd_seq))
 
     def subscribed(self, topic: str, refusal: str | None) -> None:
-        if refusal is not None:
-            _logger.error(
-                "the MQTT broker %s does not let this station subscribe to %s: %s",
-                self.broker,
-                topic,
-                refusal,
-            )
+        self._note_subscription(topic, refusal)
 
     def acknowledged(self, mid: int, refusal: str | None) -> None:  # noqa: ARG002 (none with QoS 0)
         self._events.put(lambda: self._on_written(mid))

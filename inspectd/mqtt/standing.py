@@ -60,17 +60,19 @@ class StandingConnection(ABC):
         self._reported = ""
         self._known = False
         self._soon_lost = 0
+        # Refused subscriptions; replaced as a whole, for it is read from any thread.
+        self._unheard: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
     @property
     def trouble(self) -> str:
-        """Why there is no connection, for a person to read; empty while there is one."""
-        return self._trouble
+        """Why there is no connection, or what it lacks, for a person; empty if all is well."""
+        return self._trouble or "; ".join(trouble for _, trouble in self._lacks())
 
     @property
     def state(self) -> BrokerState:
         """The same in a word."""
-        return self._state
+        return BrokerState.worst((self._state, *(state for state, _ in self._lacks())))
 
     @property
     def lives(self) -> bool:
@@ -101,6 +103,23 @@ class StandingConnection(ABC):
         self._state = BrokerState.CONNECTED
         self._known = False
         _logger.info("connected to the MQTT broker %s", self.broker)
+
+    def _lacks(self) -> list[tuple[BrokerState, str]]:
+        """What the broker denies a connection that stands, in a word and for a person."""
+        return [
+            (BrokerState.SUBSCRIPTION_REFUSED, words.unheard(topic, refusal))
+            for topic, refusal in self._unheard.items()
+        ]
+
+    def _note_subscription(self, topic: str, refusal: str | None) -> None:
+        """The broker has answered one; ``refusal`` is its reason against it."""
+        known = self._unheard.get(topic)
+        others = {other: why for other, why in self._unheard.items() if other != topic}
+        self._unheard = others if refusal is None else {**others, topic: refusal}
+        if refusal is not None and refusal != known:
+            _logger.error("%s (broker %s)", words.unheard(topic, refusal), self.broker)
+        elif refusal is None and known is not None:
+            _logger.info("the MQTT broker %s grants %s now", self.broker, topic)
 
     def _join(self, timeout_s: float) -> None:
         """Wait for the thread's end, after ``_stopping`` is set and the connection closed."""

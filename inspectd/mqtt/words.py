@@ -113,6 +113,28 @@ def forbidden(reason: str) -> str:
     return _with(_FORBIDDEN, reason)
 
 
+def unheard(topic: str, refusal: str) -> str:
+    """The broker has refused a subscription."""
+    return f"the MQTT broker does not let this station have what comes on {topic}: {refusal}"
+
+
+def not_back(seconds: float) -> str:
+    """A message that the station sent itself; the broker may keep all of its subscription back."""
+    return (
+        f"it did not come back in {seconds:.0f} s (perhaps the broker lets no request through: may "
+        "the station read them?)"
+    )
+
+
+def requests_lost(marker: str, reason: str) -> str:
+    """The station's own message on the topic ``marker`` does not come back to it."""
+    return (
+        "requests sent while the station is away from the MQTT broker are lost, since it could not "
+        "tell them from new ones; the broker must let the station both publish and receive "
+        f"{marker}: {reason}"
+    )
+
+
 def state_of_refusal(refusal: str) -> BrokerState:
     """What `forbidden` or `too_large` has put in words, in a word."""
     return BrokerState.MESSAGE_TOO_LARGE if _LARGER in refusal else BrokerState.MESSAGES_REFUSED
