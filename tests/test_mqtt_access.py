@@ -22,6 +22,7 @@ from tls import Authority, password_lines, tls_lines
 from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.errors import BrokerState, PermanentError
 from inspectd.mqtt import connection as connection_module
+from inspectd.mqtt import pace as pace_module
 from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.access import read_access
 from inspectd.mqtt.client import MqttClient
@@ -161,6 +162,7 @@ class Listener:
 def start(tmp_path, caplog, monkeypatch):
     """Starts stations that try again at once, and stops them at the end."""
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(pace_module, "APART_S", 0.0)
     monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 0.05)
     monkeypatch.setattr(standing_module, "REFUSED_RETRY_S", 0.05)

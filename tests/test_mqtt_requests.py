@@ -17,6 +17,7 @@ from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.control import StatusRequest, ask
 from inspectd.errors import BrokerState
 from inspectd.mqtt import client as client_module
+from inspectd.mqtt import pace as pace_module
 from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.client import MqttClient
 from inspectd.mqtt.topics import Topics
@@ -69,6 +70,7 @@ class Station:
 def start(monkeypatch, caplog):
     """Starts stations, and stops them at the end."""
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(pace_module, "APART_S", 0.0)
     monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 0.2)
     stations = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -15,11 +16,13 @@ import pytest
 from broker import TIMEOUT_S, eventually, payloads
 from impostor import Impostor
 from paho.mqtt.enums import CallbackAPIVersion
+from soak.proxy import Proxy
 
 from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.errors import BrokerState
 from inspectd.mqtt import client as client_module
 from inspectd.mqtt import connection as connection_module
+from inspectd.mqtt import pace as pace_module
 from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.client import MqttClient
 from inspectd.mqtt.topics import Topics
@@ -27,6 +30,7 @@ from inspectd.settings import MqttSettings
 
 TOPICS = Topics("line1-cell3")
 TRIGGER = TOPICS.request("trigger")
+APART_S = pace_module.APART_S
 
 
 class Station:
@@ -76,6 +80,7 @@ class Station:
 def start(monkeypatch, caplog):
     """Starts stations that try again at once, and stops them at the end."""
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(pace_module, "APART_S", 0.0)
     monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     monkeypatch.setattr(standing_module, "LONGEST_RETRY_S", 0.2)
     monkeypatch.setattr(standing_module, "REFUSED_RETRY_S", 0.2)
@@ -496,6 +501,16 @@ def test_mqtt_3_1_1_is_spoken_with_a_broker_that_refuses_mqtt_5(
     station.client.stop()
     assert eventually(lambda: old_subscriber.payloads(TOPICS.availability)[-1:] == [b"offline"])
     assert caplog.text.count("refuses MQTT 5") == 1
+
+
+def test_the_search_for_the_version_takes_its_time(old_broker, start, monkeypatch):
+    monkeypatch.setattr(pace_module, "APART_S", APART_S)
+    with Proxy(old_broker) as proxy:
+        station = start(proxy.port)
+        assert station.client._connection.version == "3.1.1"
+        waits = [later - at for at, later in pairwise(proxy.attempts)]
+        assert len(waits) >= 2  # with MQTT 5 in full, for the version alone, and with MQTT 3.1.1
+        assert min(waits) >= 1.0
 
 
 def test_the_version_is_remembered_and_mqtt_5_tried_again_after_hours(

@@ -31,6 +31,7 @@ from inspectd.commands.private_broker import HOST, PrivateBroker
 from inspectd.config import load
 from inspectd.errors import BrokerState
 from inspectd.journal import Journal
+from inspectd.mqtt import pace as pace_module
 from inspectd.mqtt import sparkplug as sparkplug_module
 from inspectd.mqtt import standing as standing_module
 from inspectd.mqtt.client import Listener
@@ -127,6 +128,7 @@ class Edge:
 @pytest.fixture
 def edge(tmp_path, monkeypatch):
     """Makes nodes that share a folder, and stops them at the end."""
+    monkeypatch.setattr(pace_module, "APART_S", 0.0)
     monkeypatch.setattr(standing_module, "FIRST_RETRY_S", 0.05)
     edges = []
 

@@ -229,6 +229,7 @@ class MqttClient(StandingConnection):
             Will(self._topics.availability, OFFLINE),
             session_s=SESSION_S if self._keeps_session else 0,
             terms=self._terms,
+            pace=self._pace,
         )
         try:
             reason = connection.run()

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol
 
@@ -32,13 +32,15 @@ from inspectd.errors import BrokerUnavailable, MessageTooLarge
 from inspectd.mqtt import words
 from inspectd.mqtt.access import Access
 from inspectd.mqtt.messages import RequestMessage, Will
+from inspectd.mqtt.pace import Pace
 from inspectd.settings import MqttSettings
 
 _logger = logging.getLogger(__name__)
 
 ANSWER_WITHIN_S = 5.0
 """How long a broker may take over the connection, over TLS, and over its answer."""
-ASK_VERSION_WITHIN_S = 2.0
+ASK_WITHIN_S = 2.0
+"""How long it may take over a question that is put to it when it has not answered."""
 ACKNOWLEDGE_WITHIN_S = 20.0
 """How long a broker may leave every message unacknowledged before it counts as hung."""
 TRY_MQTT_5_AGAIN_S = 6 * 3600.0
@@ -144,6 +146,7 @@ class Connection:
         *,
         session_s: int = 0,
         terms: Terms | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Prepare; `run` connects.
 
@@ -157,6 +160,7 @@ class Connection:
                 we are away (without limit with MQTT 3.1.1); what it delivers is then to be
                 acknowledged by hand. 0: it keeps nothing, and drops what it kept.
             terms: from an earlier connection to the same broker.
+            pace: likewise.
         """
         self._settings = settings
         self._access = access
@@ -165,6 +169,7 @@ class Connection:
         self._will = will
         self._session_s = session_s
         self._terms = Terms() if terms is None else terms
+        self._pace = Pace() if pace is None else pace
         self._answer: ReasonCode | None = None
         self._goodbye: ReasonCode | None = None
         self._broken_by: BaseException | None = None
@@ -357,6 +362,12 @@ class Connection:
         return client
 
     def _open(self) -> None:
+        with self._pace.opening():
+            if self._closing:
+                raise BrokerUnavailable("the connection was closed before it was made")
+            self._connect()
+
+    def _connect(self) -> None:
         host, port, keepalive_s = (
             self._settings.host,
             self._settings.port,
@@ -405,15 +416,16 @@ class Connection:
         client = paho.Client(
             CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5, reconnect_on_failure=False
         )
-        client.connect_timeout = ASK_VERSION_WITHIN_S
+        client.connect_timeout = ASK_WITHIN_S
         client.on_connect = lambda _client, _data, _flags, reason, _properties: reasons.append(
             reason
         )
         if self._access.tls is not None:
             client.tls_set_context(self._access.tls)
-        give_up_at = time.monotonic() + ASK_VERSION_WITHIN_S
         try:
-            client.connect(self._settings.host, self._settings.port, clean_start=True)
+            with self._pace.opening():
+                give_up_at = time.monotonic() + ASK_WITHIN_S
+                client.connect(self._settings.host, self._settings.port, clean_start=True)
             while not reasons and time.monotonic() < give_up_at and not self._closing:
                 if client.loop(0.1) != paho.MQTT_ERR_SUCCESS:
                     break
@@ -425,6 +437,13 @@ class Connection:
         if refused:
             self._fall_back()
         return refused
+
+    def _expects_tls(self) -> bool:
+        """Ask for TLS, where it has ended a connection in the clear without an answer."""
+        if self._settings.tls is not None or isinstance(self._broken_by, TimeoutError):
+            return False
+        with self._pace.opening():
+            return _speaks_tls(self._settings.host, self._settings.port)
 
     def _fall_back(self) -> None:
         self._terms.refuse_mqtt_5()
@@ -446,7 +465,7 @@ class Connection:
 
     def _why_ended(self) -> str:
         if self._answer is None:
-            raise words.broken_off(self._broken_by, self._settings)
+            raise words.broken_off(self._broken_by, self._settings, expects_tls=self._expects_tls())
         if self._answer.is_failure:
             raise words.refused(self._answer.getName())
         if isinstance(self._broken_by, _NotAcknowledged):
@@ -581,3 +600,20 @@ class Connection:
 
 def _refusal(reason: ReasonCode) -> str | None:
     return words.forbidden(reason.getName()) if reason.is_failure else None
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    """Whether it does, be it trusted or not; nothing is sent but a greeting."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            closing(socket.create_connection((host, port), timeout=ASK_WITHIN_S)) as plain,
+            context.wrap_socket(plain),
+        ):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False

@@ -185,6 +185,7 @@ class SparkplugNode(StandingConnection):
             self._client_id,
             self,
             Will(self._topics.of_node("NDEATH"), encoding.node_death(bd_seq), retain=False),
+            pace=self._pace,
         )
         try:
             return connection.run()

@@ -20,6 +20,7 @@ from inspectd.errors import (
     PermanentError,
 )
 from inspectd.mqtt import words
+from inspectd.mqtt.pace import Pace
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class StandingConnection(ABC):
         self._stamp = stamp
         self._tried_with: object = None
         self._stopping = threading.Event()
+        self._pace = Pace(self._stopping)
         self._retry_delay_s = 0.0
         self._trouble = "no connection has been tried yet"
         self._state = BrokerState.CONNECTING

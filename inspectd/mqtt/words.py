@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import closing
 from datetime import UTC, datetime
 
 from inspectd.errors import BrokerRefused, BrokerState, BrokerUnavailable
@@ -70,7 +69,6 @@ _ALERTS = {
     "UNKNOWN_CA": "the broker does not know the authority of the station's own certificate "
     "(mqtt.tls.certificate); take one that the broker's authority has signed",
 }
-_PROBE_S = 2.0
 
 
 def refused(reason: str) -> NoConnection:
@@ -179,18 +177,20 @@ def _began_handshake(error: Exception) -> bool:
     return isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError)
 
 
-def broken_off(error: BaseException | None, settings: MqttSettings) -> NoConnection:
+def broken_off(
+    error: BaseException | None, settings: MqttSettings, *, expects_tls: bool
+) -> NoConnection:
     """The connection stood, but ended before the broker's answer.
 
     ``error`` is an OSError where the network told it, None for an orderly end, and anything else
-    where something came that is not MQTT.
+    where something came that is not MQTT. ``expects_tls``: it speaks TLS, and we did not.
     """
     if isinstance(error, TimeoutError):
         return BrokerUnavailable(
             "it takes the connection but does not answer (does it hang, or is it no MQTT broker?)",
             BrokerState.SILENT,
         )
-    if settings.tls is None and _speaks_tls(settings.host, settings.port):
+    if expects_tls:
         return BrokerRefused(
             "it expects TLS on this port: add mqtt.tls with the broker's authority (ca), or take "
             "its port without TLS",
@@ -278,20 +278,3 @@ def _own_certificate(error: BaseException | None, settings: MqttSettings) -> NoC
         "(mqtt.tls.certificate)?",
         BrokerState.REFUSED_CERTIFICATE,
     )
-
-
-def _speaks_tls(host: str, port: int) -> bool:
-    """Whether it does, be it trusted or not; nothing is sent but a greeting."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with (
-            closing(socket.create_connection((host, port), timeout=_PROBE_S)) as plain,
-            context.wrap_socket(plain),
-        ):
-            return True
-    except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")
-    except OSError:
-        return False

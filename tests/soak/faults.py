@@ -123,8 +123,9 @@ def _broker(folder: Path, lines: list[str]) -> Iterator[int]:
 
 
 @contextmanager
-def _silent() -> Iterator[int]:
-    impostor = Impostor(None)
+def _impostor(answer: list[bytes] | None) -> Iterator[int]:
+    """Gives these answers and hangs up, or, with None, is silent."""
+    impostor = Impostor(answer)
     try:
         yield impostor.port
     finally:
@@ -164,10 +165,30 @@ def _wrong_authority(folder: Path) -> Fault:
 
 def _says_nothing(_folder: Path) -> Fault:
     return Fault(
-        _silent(),
+        _impostor(None),
         "keepalive_s: 5",
         BrokerState.SILENT,
         ("takes the connection but does not answer",),
+    )
+
+
+def _closes_at_once(_folder: Path) -> Fault:
+    """As what stands before a broker does while the broker is away."""
+    return Fault(
+        _impostor([]),
+        "keepalive_s: 5",
+        BrokerState.WRONG_PROTOCOL,
+        ("takes the connection but gives no proper answer",),
+    )
+
+
+def _wants_a_certificate(folder: Path) -> Fault:
+    plant = Authority(folder, "plant")
+    return Fault(
+        _broker(folder, _readable(tls_lines(plant.issue(), clients=plant), folder)),
+        f"tls: {{ca: {plant.file}}}",
+        BrokerState.REFUSED_CERTIFICATE,
+        ("wants a certificate of the station", "mqtt.tls.certificate"),
     )
 
 
@@ -213,6 +234,8 @@ FAULTS: dict[str, Callable[[Path], Fault]] = {
     "expired certificate": _expired_certificate,
     "wrong authority": _wrong_authority,
     "broker that says nothing": _says_nothing,
+    "closes at once": _closes_at_once,
+    "wants a client certificate and gets none": _wants_a_certificate,
     "message too large": _refuses_large_messages,
     "packet too large": _breaks_off_large_messages,
     "retained message too large": _refuses_even_statistics,
