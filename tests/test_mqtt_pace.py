@@ -139,6 +139,6 @@ def test_after_a_stop_nothing_is_opened():
     pace = Pace(stopping)
     stopping.set()
     opened = False
-    with pytest.raises(BrokerUnavailable, match="being stopped"), pace.opening():
+    with pytest.raises(BrokerUnavailable, match="no connection is to be made"), pace.opening():
         opened = True
     assert not opened

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from broker import eventually
+from broker import TIMEOUT_S, eventually
 from station import NAME, SIMULATED
 
 from inspectd import config
@@ -218,6 +218,27 @@ def test_rules_that_swallow_requests_without_a_word_are_noticed(
         station.client._connection.close()  # and for the one after that it asks for more
         assert station.is_in(BrokerState.CONNECTED)
         assert station.client.trouble == ""
+
+
+def test_a_marker_that_comes_late_is_as_good(broker, start, subscribe, monkeypatch, caplog):
+    requester = subscribe(broker)
+    held = threading.Event()
+    receive = MqttClient.received
+
+    def received(self, topic, message):
+        if topic == MARKER:
+            assert held.wait(TIMEOUT_S)  # as behind many requests
+        receive(self, topic, message)
+
+    monkeypatch.setattr(MqttClient, "received", received)
+    monkeypatch.setattr(client_module, "MARKER_WITHIN_S", 0.1)
+    station = start(broker.port)
+    assert station.is_in(BrokerState.REQUESTS_LOST)
+    held.set()
+    assert station.is_in(BrokerState.CONNECTED)
+    assert station.client._keeps_session
+    assert len(requester.wait_for(MARKER)) == 1
+    assert caplog.text.count("are lost, since") == 1
 
 
 def test_rules_that_forbid_the_marker_alone_keep_the_station_online(

@@ -66,7 +66,7 @@ class Station:
             return list(self.requests)
 
     def knows_what_is_new(self):
-        return eventually(lambda: self.client._marker is None)
+        return eventually(lambda: (marker := self.client._marker) is None or not marker.waited)
 
     def told(self):
         return [(message.payload, message.queued) for message in self.requests]

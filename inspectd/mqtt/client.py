@@ -263,8 +263,8 @@ class MqttClient(StandingConnection):
         if marker.waited:
             self._give_up_session(connection, reason)
         else:
-            # All that comes on this connection is new: no reason to break it.
-            self._marker = None
+            # All that comes on this connection is new: no reason to break it. The marker may
+            # still come, behind many requests.
             self._keep_no_session(reason)
 
     def _give_up_session(self, connection: Connection, reason: str) -> None:
@@ -281,10 +281,11 @@ class MqttClient(StandingConnection):
             _logger.warning("%s", trouble)
         self._requests_lost = trouble
 
-    def _keep_session(self, connection: Connection) -> None:
-        """The marker is back: from the next connection on, if this one keeps none."""
+    def _keep_session(self) -> None:
+        """A marker is back: from the next connection on, if this one keeps none."""
         self._keeps_session = True
-        if self._requests_lost and connection.keeps_session:
+        assert self._connection is not None
+        if self._requests_lost and self._connection.keeps_session:
             self._requests_lost = ""
             _logger.info("the MQTT broker %s keeps requests again", self.broker)
 
@@ -345,9 +346,9 @@ class MqttClient(StandingConnection):
             # An earlier connection's, if it is not this one's.
             if self._marker is not None and message.payload == self._marker.payload:
                 self._marker = None
-                assert self._connection is not None
-                self._keep_session(self._connection)
+                self._keep_session()
             elif self._held.take(message.payload, time.monotonic_ns()):
+                self._keep_session()
                 self._watch_the_broker()
             message.acknowledge()
             return

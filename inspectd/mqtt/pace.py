@@ -32,7 +32,7 @@ class Pace:
             BrokerUnavailable: no connection is to be opened any more.
         """
         if self._stopping.wait(max(0.0, self._free_at - time.monotonic())):
-            raise BrokerUnavailable("the station is being stopped")
+            raise BrokerUnavailable("no connection is to be made any more")
         try:
             yield
         finally:
