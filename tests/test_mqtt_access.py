@@ -176,6 +176,7 @@ def start(tmp_path, caplog, monkeypatch):
             print,
             tmp_path.joinpath,
         )
+        assert client.trouble  # none has been tried yet
         client.listener = Listener()
         client.start(client.listener)
         clients.append(client)
@@ -226,7 +227,6 @@ def test_a_password_over_tls_and_a_certificate(broker_directory, plant, start, t
             password_file="password",
             tls=tls_settings(plant, plant.issue("cell3")),
         )
-        assert client.trouble
         assert client.listener.came.wait(TIMEOUT_S)
         assert client.trouble == ""
         broker.stop()
