@@ -588,13 +588,7 @@ start_now() {
     step "$unit is READY"
 }
 
-# doctor: told where the service's own password lies, so that it tries the login.
-doctor() {
-    credentials=/run/credentials/inspectd@$instance.service
-    set -- "$COMMAND" doctor -c "$file"
-    [ ! -d "$credentials" ] || set -- CREDENTIALS_DIRECTORY="$credentials" "$@"
-    as_user "$@"
-}
+doctor() { as_user "$COMMAND" doctor -c "$file"; }
 
 # ---- Upgrade -------------------------------------------------------------------------------------
 

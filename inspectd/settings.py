@@ -29,6 +29,10 @@ PixelSize = Annotated[int, Meta(ge=1, description="frame pixels", extra={"unit":
 SOCKET_NAME = "control.sock"
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 """As it stands in the settings for the folder with the service's credentials (systemd.exec(5))."""
+INSTALLED = Path("/etc/inspectd")
+"""Where the unit looks for station files."""
+HANDED_OVER = Path("/run/credentials")
+"""Where systemd keeps the credentials of each unit that runs."""
 
 Fault: TypeAlias = tuple[str, str]
 """Where, as a key path within the record ("" for the whole of it), and what is wrong there."""
@@ -1085,10 +1089,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def resolve(self, path: str) -> Path:
         """A path of the settings, relative ones against the station file's folder.
 
-        Below `CREDENTIALS` lies what systemd hands to the service. Nobody else knows the place: for
-        them the name stays as it is, where no file can be.
+        Below `CREDENTIALS` lies what systemd hands to the service. Where this process may not see
+        that, the name stays as it is, where no file can be.
         """
-        folder = os.environ.get(CREDENTIALS[1:])
-        if folder is not None and path.startswith(f"{CREDENTIALS}/"):
-            path = folder + path.removeprefix(CREDENTIALS)
+        if path.startswith(f"{CREDENTIALS}/"):
+            folder = self._credentials_folder()
+            if folder is not None:
+                path = f"{folder}{path.removeprefix(CREDENTIALS)}"
         return (self.path.parent / path).absolute()
+
+    @property
+    def unit(self) -> str | None:
+        """The systemd unit that runs this station file; None for one that lies elsewhere."""
+        path = self.path.absolute()
+        if path.parent != INSTALLED or path.suffix != ".yaml":
+            return None
+        return f"inspectd@{path.stem}.service"
+
+    def _credentials_folder(self) -> str | None:
+        told = os.environ.get(CREDENTIALS[1:])
+        if told is not None or self.unit is None:
+            return told
+        # For who works beside the service, such as doctor: the service's user and root may look.
+        folder = HANDED_OVER / self.unit
+        return str(folder) if os.access(folder, os.R_OK | os.X_OK) else None

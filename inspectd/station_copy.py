@@ -37,7 +37,7 @@ from inspectd.journal.lock import in_use
 from inspectd.journal.outside import copy_journal
 from inspectd.masking import holds_secret
 from inspectd.references import INDEX, ReferenceStore
-from inspectd.settings import Settings
+from inspectd.settings import HANDED_OVER, Settings
 from inspectd.tarball import Member, Reader, Writer, open_plain, reading, writing
 
 FORMAT = 1
@@ -46,6 +46,7 @@ JOURNAL = "journal.db"
 ARCHIVE = "archive"
 CREDENTIALS = "credentials"
 PROGRAMS = "programs"
+UNITS = Path("/etc/systemd/system")
 LARGEST_MANIFEST = 256 << 20
 HEADROOM = 64 << 20
 """Bytes that a disk must have free beyond what is restored to it."""
@@ -177,7 +178,12 @@ def _settings_files(settings: Settings, wanted: Wanted) -> tuple[list[_SettingsF
     tls, left_out = settings.station.mqtt.tls, []
     if tls is not None:
         public += [settings.resolve(path) for path in (tls.ca, tls.certificate) if path is not None]
-    private = [path for path in secret_files(settings) if path.exists()]
+    # What systemd has handed to the service is a copy of what lies in the settings' folder.
+    private = [
+        path
+        for path in secret_files(settings)
+        if not path.is_relative_to(HANDED_OVER) and path.exists()
+    ]
     if private and not wanted.secrets:
         left_out.append(f"secrets ({_listed(private)}): put them on the other machine yourself")
         private = []
@@ -189,7 +195,20 @@ def _settings_files(settings: Settings, wanted: Wanted) -> tuple[list[_SettingsF
             files.append(_SettingsFile(name, clean, path in private or _tells_secret(clean)))
         else:
             left_out.append(f"{clean}: it lies outside of {folder}; copy it yourself")
+    # Not in it, for whoever can write one decides what root runs.
+    left_out += [
+        f"{path}: it changes systemd's unit; look through it and copy it yourself"
+        for path in _drop_ins(settings)
+    ]
     return files, left_out
+
+
+def _drop_ins(settings: Settings) -> list[Path]:
+    """What `systemctl edit` has made for the service of this station, or for all."""
+    if settings.unit is None:
+        return []
+    folders = [UNITS / f"{unit}.d" for unit in ("inspectd@.service", settings.unit)]
+    return [path for folder in folders for path in sorted(folder.glob("*.conf"))]
 
 
 def _programs(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from broker import eventually
 from station import EXIT_S, NAME, PROGRAM, SIMULATED, Station
 from verdicts import a_verdict
 
+import inspectd.settings
 from inspectd import station_copy
 from inspectd.config import load
 from inspectd.control import StatusRequest, ask
@@ -239,6 +240,47 @@ def test_secrets_go_only_when_asked_for(run: Run, station: Station, tmp_path: Pa
         assert (tmp_path / "t" / name).stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "t" / "credentials").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "t" / "cell.yaml").stat().st_mode & 0o777 == 0o644
+
+
+def test_changes_of_the_unit_are_named_for_they_are_no_settings(
+    run: Run, station: Station, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(station_copy, "UNITS", tmp_path / "system")
+    named = []
+    for unit in ("inspectd@.service", "inspectd@cell.service", "inspectd@other.service"):
+        folder = tmp_path / "system" / f"{unit}.d"
+        folder.mkdir(parents=True)
+        (folder / "override.conf").write_text("[Service]\nReadWritePaths=/data\n")
+        named.append(f"not in it   {folder / 'override.conf'}: it changes systemd's unit")
+    code, out, err = run("backup", tmp_path / "b.tar.gz", "-c", station.file)
+    assert code == 0, err
+    assert "systemd's unit" not in out, "no unit runs this station file"
+    monkeypatch.setattr(inspectd.settings, "INSTALLED", station.folder)
+    assert run("backup", tmp_path / "b.tar.gz", "-c", station.file)[0] == 0
+    out = run("restore", tmp_path / "b.tar.gz", "--config-dir", tmp_path / "t")[1]
+    assert [words in out for words in named] == [True, True, False]
+    assert b"ReadWritePaths" not in gzip.decompress((tmp_path / "b.tar.gz").read_bytes())
+
+
+def test_what_systemd_has_handed_over_is_no_further_secret(
+    run: Run, station: Station, tmp_path: Path, monkeypatch
+):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.setattr(inspectd.settings, "INSTALLED", station.folder)
+    for module in (inspectd.settings, station_copy):
+        monkeypatch.setattr(module, "HANDED_OVER", tmp_path / "run")
+    handed = tmp_path / "run" / "inspectd@cell.service" / "mqtt-password"
+    source = station.folder / "credentials" / "cell.mqtt-password"
+    for file in (handed, source):
+        file.parent.mkdir(parents=True)
+        file.write_text("correct horse")
+    named = "port: 1, username: u, password_file: $CREDENTIALS_DIRECTORY/mqtt-password}"
+    station.file.write_text(station.file.read_text().replace("port: 1}", named))
+    out = run("backup", tmp_path / "b.tar.gz", "-c", station.file)[1]
+    assert f"secrets ({source})" in out
+    out = run("backup", tmp_path / "b.tar.gz", "--secrets", "-c", station.file)[1]
+    assert str(handed.parent) not in out
+    assert "config/credentials/cell.mqtt-password" in contents(tmp_path / "b.tar.gz")
 
 
 def test_a_password_in_a_url_closes_the_backup(run: Run, station: Station, tmp_path: Path):

@@ -28,11 +28,12 @@ from station import (
 )
 from verdicts import a_verdict
 
+import inspectd.settings
 from inspectd import config, judging
 from inspectd.commands.private_broker import PrivateBroker
 from inspectd.errors import PermanentError
 from inspectd.mqtt.access import read_access
-from inspectd.settings import GpioTrigger, SimulatedCamera
+from inspectd.settings import GpioTrigger, Settings, SimulatedCamera
 from inspectd.settings import Station as StationSettings
 from inspectd.supervision import longest_step_s
 from inspectd.systemd import (
@@ -580,12 +581,46 @@ def test_the_service_finds_its_credentials(
         read_access(settings.station.mqtt, settings.resolve)
 
 
-def test_whoever_is_not_the_service_is_told_that_they_cannot_see_them(
-    with_credential: Station, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def installed(
+    with_credential: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Settings, Path]:
+    """As if it lay where the unit looks for it; and the folder that systemd makes for the unit."""
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    settings = config.load(with_credential.file)
-    with pytest.raises(PermanentError, match=r"\$CREDENTIALS_DIRECTORY/mqtt-password is seen by"):
+    monkeypatch.setattr(inspectd.settings, "INSTALLED", with_credential.file.parent)
+    monkeypatch.setattr(inspectd.settings, "HANDED_OVER", tmp_path / "run")
+    return config.load(with_credential.file), tmp_path / "run" / "inspectd@cell.service"
+
+
+def test_who_works_beside_the_service_finds_its_credentials_while_it_runs(
+    installed: tuple[Settings, Path],
+):
+    settings, folder = installed
+    folder.mkdir(parents=True)
+    (folder / "mqtt-password").write_text(f"{SECRET}\n")
+    assert read_access(settings.station.mqtt, settings.resolve).password == SECRET
+    (folder / "mqtt-password").write_text("\n")
+    with pytest.raises(PermanentError, match=r"is empty; .*/cell\.mqtt-password"):
+        read_access(settings.station.mqtt, settings.resolve)
+
+
+def test_a_station_file_of_another_folder_has_none_of_the_service_s_credentials(
+    installed: tuple[Settings, Path], monkeypatch: pytest.MonkeyPatch
+):
+    settings, folder = installed
+    folder.mkdir(parents=True)
+    (folder / "mqtt-password").write_text(f"{SECRET}\n")
+    monkeypatch.setattr(inspectd.settings, "INSTALLED", Path("/etc/inspectd"))
+    with pytest.raises(PermanentError, match="is there only while the service runs"):
+        read_access(settings.station.mqtt, settings.resolve)
+
+
+def test_while_the_service_does_not_run_it_is_said_that_they_are_not_there(
+    installed: tuple[Settings, Path], with_credential: Station
+):
+    settings, _ = installed
+    words = r"\$CREDENTIALS_DIRECTORY/mqtt-password is there only while the service runs.* sudo -u"
+    with pytest.raises(PermanentError, match=words):
         read_access(settings.station.mqtt, settings.resolve)
     checked = subprocess.run(
         [sys.executable, "-m", "inspectd", "check", "-c", with_credential.file],
@@ -594,7 +629,7 @@ def test_whoever_is_not_the_service_is_told_that_they_cannot_see_them(
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
-    assert "$CREDENTIALS_DIRECTORY/mqtt-password is seen by the service alone" in checked.stdout
+    assert "$CREDENTIALS_DIRECTORY/mqtt-password is not looked at" in checked.stdout
 
 
 # ---- the units -----------------------------------------------------------------------------------

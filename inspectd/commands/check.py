@@ -40,7 +40,7 @@ def check(path: Path, *, to_run: bool = False) -> int:
     tls = station.mqtt.tls
     for secret in (station.mqtt.password_file, tls.key if tls else None):
         if secret is not None and secret.startswith(CREDENTIALS):
-            typer.echo(f"  secret    {secret} is seen by the service alone: systemd hands it over")
+            typer.echo(f"  secret    {secret} is not looked at: systemd hands it to the service")
     return 0
 
 

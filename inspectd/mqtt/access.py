@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from inspectd.errors import PermanentError
-from inspectd.settings import CREDENTIALS, MqttSettings, TlsSettings
+from inspectd.settings import CREDENTIALS, INSTALLED, MqttSettings, TlsSettings
 
 LONGEST_PASSWORD = 65535
 """In bytes; MQTT has no room for more."""
@@ -171,9 +171,10 @@ def _read(path: Path, key: str) -> bytes:
     except OSError as error:
         if CREDENTIALS in path.parts:
             raise PermanentError(
-                f"{key}: {CREDENTIALS}/{path.name} is seen by the service alone, to which systemd "
-                "hands it at the start; whoever else needs it, as `inspectd doctor` does, must be "
-                "given a file of their own"
+                f"{key}: {CREDENTIALS}/{path.name} is there only while the service runs, to which "
+                "systemd hands it, and for its user and root alone. The setting may well be right: "
+                "try again while the service runs, by sudo -u inspectd; elsewhere give the folder "
+                f"that has {path.name} in the variable {CREDENTIALS[1:]}"
             ) from error
         raise PermanentError(
             f"{key}: {path} cannot be read: {error.strerror}; the file must be there, and readable "
@@ -183,12 +184,11 @@ def _read(path: Path, key: str) -> bytes:
 
 def _source_of(path: Path) -> str:
     """Where a person changes the content of a file, in words."""
-    folder = os.environ.get(CREDENTIALS[1:])
-    if folder is None or not path.is_relative_to(folder):
+    # Systemd names the folder of what it hands over after the unit.
+    unit = re.fullmatch(r"inspectd@(.+)\.service", path.parent.name)
+    if unit is None:
         return "it"
-    # Systemd names the folder after the unit: inspectd@NAME.service.
-    instance = Path(folder).name.partition("@")[2].removesuffix(".service") or "NAME"
     return (
-        f"/etc/inspectd/credentials/{instance}.{path.name} (only root may read it; systemd hands "
-        "it over at the next start)"
+        f"{INSTALLED}/credentials/{unit[1]}.{path.name} (only root may read it; systemd hands it "
+        "over at the next start)"
     )
