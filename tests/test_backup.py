@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import tarfile
@@ -304,6 +305,25 @@ def test_as_root_the_files_belong_to_the_owner_of_the_storage(
     owners = {(p.stat().st_uid, p.stat().st_gid) for p in (tmp_path / "t/state").rglob("*")}
     assert owners == {(1234, 1235)}
     assert (tmp_path / "t" / "cell.yaml").stat().st_uid == 0
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "start"),
+    [
+        ("host: broker.plant, tls: {}", "sudo systemctl enable --now inspectd@cell;"),
+        ("host: localhost, tls: {}", "sudo sh deploy/install.sh --mosquitto --instance cell,"),
+    ],
+)
+def test_a_broker_on_the_same_machine_is_to_be_set_up_for_the_station(
+    run: Run, station: Station, tmp_path: Path, mqtt: str, start: str
+):
+    text = station.file.read_text()
+    station.file.write_text(re.sub(r"(?m)^mqtt: .*", f"mqtt: {{{mqtt}}}", text))
+    assert run("backup", tmp_path / "b.tar.gz", "-c", station.file)[0] == 0
+    code, out, err = run("restore", tmp_path / "b.tar.gz", "--config-dir", tmp_path / "t")
+    assert code == 0, err
+    assert start in out
+    assert f"then sudo -u inspectd inspectd doctor -c {tmp_path / 't' / 'cell.yaml'}" in out
 
 
 # ---- what is in the way --------------------------------------------------------------------------

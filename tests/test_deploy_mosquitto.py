@@ -6,6 +6,7 @@ a subscriber receives up to a message that was sent later and is allowed.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,7 +36,9 @@ from station import (
 from tls import Authority
 
 from inspectd.commands.private_broker import HOST, PrivateBroker
+from inspectd.mqtt.retained import read_retained
 from inspectd.mqtt.topics import Topics
+from inspectd.settings import MqttSettings, TlsSettings
 
 DEPLOY = Path(__file__).parent.parent / "deploy" / "mosquitto"
 SETUP = DEPLOY / "setup.sh"
@@ -88,6 +91,11 @@ class LockedBroker(PrivateBroker):
     def set_up(self, *arguments: str) -> str:
         return succeed("sh", SETUP, "--root", self.directory, *arguments)
 
+    def refuse(self, *arguments: str) -> str:
+        done = run("sh", SETUP, "--root", self.directory, *arguments)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stderr
+
     def _write_settings(self) -> Path:
         data = self.directory / "data"
         data.mkdir(exist_ok=True)
@@ -104,10 +112,17 @@ class LockedBroker(PrivateBroker):
     def ca(self) -> Path:
         return self.etc / "ca.pem"
 
+    @property
+    def inspectd(self) -> Path:
+        """The folder of the settings on the same machine."""
+        return self.directory / "etc" / "inspectd"
+
+    @property
+    def station_password(self) -> Path:
+        return self.inspectd / "credentials" / "default.mqtt-password"
+
     def password(self, user: str) -> str:
-        path = self.etc / "credentials" / user
-        if user == NAME:
-            path = self.directory / "etc" / "inspectd" / "credentials" / "default.mqtt-password"
+        path = self.station_password if user == NAME else self.etc / "credentials" / user
         return path.read_text().strip()
 
     def reload(self) -> None:
@@ -259,6 +274,24 @@ def test_a_station_receives_its_own_requests_and_only_those(locked, enter):
         TOPICS.request("marker"),
         TOPICS.request("trigger"),
     ]
+
+
+def test_a_station_reads_its_own_last_words_for_a_bundle_and_no_other_station_does(locked, enter):
+    words = [TOPICS.availability, TOPICS.state, TOPICS.health, TOPICS.statistics]
+    station, other = enter(locked, NAME), enter(locked, OTHER.station, *words, OTHER.state)
+    for topic in words:
+        station.send(topic, b"mine", retain=True)
+    other.send(OTHER.state)
+    other.wait_for(OTHER.state)
+    assert other.topics() == [OTHER.state]
+    settings = MqttSettings(
+        host=HOST,
+        port=locked.port,
+        username=NAME,
+        password_file=str(locked.station_password),
+        tls=TlsSettings(ca=str(locked.ca)),
+    )
+    assert read_retained(settings, NAME, words, Path, TIMEOUT_S) == dict.fromkeys(words, b"mine")
 
 
 @pytest.mark.parametrize("user", ["scada", "homeassistant"])
@@ -476,6 +509,125 @@ def test_a_new_password_takes_the_old_ones_place(locked):
     assert locked.password("homeassistant") != stolen
 
 
+RENEW = f"setup.sh --station {NAME} --instance default --new-password {NAME}"
+
+
+def test_a_station_of_this_machine_is_not_locked_out_by_a_new_password(locked):
+    """The service goes on with the file that it knows: nothing may be written past it."""
+    before = contents(locked.directory / "etc")
+    for arguments in (
+        ["--new-password", NAME],
+        ["--add-station", NAME, "--new-password", NAME],
+        ["--station", NAME, "--instance", "second", "--new-password", NAME],
+        ["--station", "cell3", "--new-password", NAME],
+    ):
+        said = locked.refuse(*arguments)
+        assert f"{RENEW}, then systemctl restart inspectd@default" in said
+        assert str(locked.station_password) in said
+    said = locked.refuse("--station", NAME, "--instance", "second")
+    assert "write --instance default" in said
+    assert contents(locked.directory / "etc") == before
+    old = locked.password(NAME)
+    locked.set_up(*RENEW.split()[1:])
+    assert locked.password(NAME) != old
+    locked.reload()
+    assert eventually(lambda: refusal(locked, name=NAME, password=old) == REFUSED)
+    assert refusal(locked, name=NAME, password=locked.password(NAME)) == GRANTED
+
+
+def test_the_broker_follows_the_password_of_the_station_on_its_machine(locked):
+    old = locked.password(NAME)
+    locked.station_password.write_text("correct horse\n")
+    locked.set_up("--station", NAME)
+    assert locked.password(NAME) == "correct horse"
+    before = contents(locked.directory / "etc")
+    locked.set_up("--station", NAME)
+    assert contents(locked.directory / "etc") == before
+    locked.reload()
+    assert eventually(lambda: refusal(locked, name=NAME, password=old) == REFUSED)
+    assert refusal(locked, name=NAME, password="correct horse") == GRANTED
+
+
+def test_a_spare_takes_over_the_station_of_a_dead_machine_with_its_broker(locked, broker_directory):
+    """What a restore has put there is of the dead one: its authority, and with --secrets its
+    password.
+    """
+    dead = LockedBroker(broker_directory / "dead", "--station", NAME)
+    for name in ("ca.pem", "credentials/default.mqtt-password"):
+        shutil.copy(dead.inspectd / name, locked.inspectd / name)
+    assert refusal(locked, name=NAME, password=dead.password(NAME)) == REFUSED
+    locked.set_up("--station", NAME)
+    assert (locked.inspectd / "ca.pem").read_bytes() == locked.ca.read_bytes()
+    assert (locked.inspectd / "ca.pem.old").read_bytes() == dead.ca.read_bytes()
+    assert locked.password(NAME) == dead.password(NAME)
+    locked.reload()
+    assert eventually(lambda: refusal(locked, name=NAME, password=dead.password(NAME)) == GRANTED)
+    assert check(locked).returncode == 0
+
+
+def test_the_station_of_this_machine_is_tried_though_it_is_not_named(locked):
+    assert run("sh", SETUP, "--root", locked.directory, "--check").returncode == 0
+    locked.station_password.write_text("wrong\n")
+    said = locked.refuse("--check")
+    assert f"does not let in user {NAME}" in said
+    assert RENEW in said
+
+
+@pytest.mark.parametrize(("state", "told"), [("active", True), ("inactive", False)])
+def test_a_service_that_runs_is_to_be_restarted(broker_directory, monkeypatch, state, told):
+    """systemd gives it the password at the start only."""
+    stand_in(broker_directory / "bin", monkeypatch, systemctl=f"echo {state}")
+    broker = LockedBroker(broker_directory / "line", "--station", NAME, "--instance", "cam2")
+    assert ("then systemctl restart inspectd@cam2" in broker.said) == told
+
+
+def stand_in(folder: Path, monkeypatch, **scripts: str) -> None:
+    """Commands that stand before the system's own."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("before", "starts_with", "left", "words"),
+    [
+        ("", "nothing", "new", "Mosquitto does not start with "),
+        ("new", "nothing", "new", "Mosquitto does not start with "),
+        ("old", "nothing", "new", "Mosquitto does not start with "),
+        ("old", "old", "old", "the old one is in force again"),
+    ],
+)
+def test_settings_that_mosquitto_does_not_start_with_give_way_to_those_that_it_does(
+    tmp_path, monkeypatch, before, starts_with, left, words
+):
+    """There is no systemd to ask: take_back alone, with one that starts by certain settings."""
+    settings, scratch = tmp_path / "inspectd.conf", tmp_path / "scratch"
+    (tmp_path / "made").mkdir()
+    scratch.mkdir()
+    settings.write_text("new")
+    if before:
+        (scratch / "before").write_text(before)
+    stand_in(
+        tmp_path / "bin",
+        monkeypatch,
+        systemctl=f'[ "$(cat {settings})" = "{starts_with}" ]',
+        journalctl="echo its words >&2",
+    )
+    functions = [
+        re.search(rf"^{name}\(\) \{{.*?\}}$", SETUP.read_text(), re.DOTALL | re.MULTILINE)[0]
+        for name in ("say", "fail", "replace_settings", "take_back")
+    ]
+    places = f"settings={settings} scratch={scratch} broker={tmp_path}"
+    done = run("sh", "-euc", "\n".join([*functions, places, "take_back"]))
+    assert done.returncode == 1
+    assert "its words" in done.stderr
+    assert words in done.stderr
+    assert ("in force again" in done.stderr) == (left == "old")
+    assert settings.read_text() == left
+
+
 def test_what_was_edited_is_kept_and_own_rules_stay(broker_directory):
     broker = LockedBroker(broker_directory / "line", "--station", NAME)
     settings = broker.directory / "etc" / "mosquitto" / "conf.d" / "inspectd.conf"
@@ -497,13 +649,13 @@ def check(broker: LockedBroker) -> subprocess.CompletedProcess:
 
 def test_the_check_finds_a_broker_that_works_and_one_that_does_not(locked, broker_directory):
     assert "nobody without a password" in check(locked).stderr
-    password = locked.directory / "etc" / "inspectd" / "credentials" / "default.mqtt-password"
+    password = locked.station_password
     right = password.read_text()
     password.write_text("wrong\n")
     refused = check(locked)
     assert refused.returncode == 1
     assert f"does not let in user {NAME}" in refused.stderr
-    assert f"--new-password {NAME}" in refused.stderr
+    assert RENEW in refused.stderr
     password.write_text(right)
     locked.stop()
     (locked.directory / "etc" / "mosquitto" / "conf.d" / "local.conf").write_text(

@@ -13,7 +13,8 @@ usage: sh deploy/mosquitto/setup.sh [OPTION]...; without any, it looks after wha
                        localhost, this machine's name and name.local are always in its certificate
   --add-station NAME   a station on another machine; may be repeated
   --home-assistant     a user for Home Assistant
-  --new-password USER  a new password for this user; may be repeated
+  --new-password USER  a new password for this user; may be repeated. That of a station on this
+                       machine together with its --station and --instance
   --port PORT          where it listens (default 8883)
   --bind ADDRESS       listen on this address of the machine only; any: on all
   --check              change nothing; see whether the broker works as it should
@@ -97,6 +98,7 @@ fi
 own_certificate=$broker/clients/check
 credentials=$root/etc/inspectd/credentials
 station_password=$credentials/$instance.mqtt-password
+stations=$broker/stations
 changed=
 restart_needed=
 
@@ -183,22 +185,68 @@ add_user() {
     changed=yes
 }
 
+is_renewed() { case " $renewed " in *" $1 "*) ;; *) return 1 ;; esac; }
+
 # user NAME FILE: who has a password keeps it; FILE may have been carried away since.
 user() {
-    case " $renewed " in *" $1 "*) rm -f "$2" ;; *) ! is_user "$1" || return 0 ;; esac
+    if is_renewed "$1"; then rm -f "$2"; elif is_user "$1"; then return 0; fi
     [ -s "$2" ] || make_password "$2"
     add_user "$1" "$2"
     say "the password of user $1 lies in $2"
 }
 
+# The station on this machine has what lies in its file, wherever that comes from, such as a backup:
+# the broker follows. What it has followed already, $stations/INSTANCE tells: the station's name, and
+# a sum of its password and of the hash made of it.
+set_up_station() {
+    mkdir -p "$credentials" "$stations"
+    # Without this file the service cannot have it, and nobody else does.
+    if [ ! -s "$station_password" ] || is_renewed "$station"; then
+        make_password "$station_password"
+    fi
+    if [ -e "$stations/$instance" ] && followed | cmp -s - "$stations/$instance"; then return; fi
+    add_user "$station" "$station_password"
+    followed >"$stations/$instance.new"
+    mv "$stations/$instance.new" "$stations/$instance"
+    say "the password of user $station lies in $station_password"
+}
+
+followed() {
+    printf '%s\n' "$station"
+    { grep -s "^$station:" "$passwords" || :; cat "$station_password"; } | sha256sum
+}
+
+# instances: of the stations on this machine whose passwords are there.
+instances() {
+    for record in "$stations"/*; do
+        name=${record##*/}
+        [ ! -e "$credentials/$name.mqtt-password" ] || printf '%s\n' "$name"
+    done
+}
+
+station_of() { sed -n 1p "$stations/$1"; }
+
+# For the password that a service has must be the one that it is given at its next start.
+refuse_another_file() {
+    for here_runs in $(instances); do
+        name=$(station_of "$here_runs")
+        [ "$name $here_runs" != "$station $instance" ] || continue
+        whose="$name is the station of inspectd@$here_runs on this machine, which has its password"
+        whose="$whose from $credentials/$here_runs.mqtt-password"
+        ! is_renewed "$name" || fail "$whose: $(new_password "$name" "$here_runs")"
+        [ "$name" != "$station" ] ||
+            fail "$whose: write --instance $here_runs, or remove that file if it is out of use"
+    done
+}
+
+# new_password NAME INSTANCE: how a station on this machine gets one.
+new_password() {
+    echo "setup.sh --station $1 --instance $2 --new-password $1, then systemctl restart inspectd@$2"
+}
+
 set_up_users() {
     mkdir -p "$broker/credentials"
-    if [ -n "$station" ]; then
-        mkdir -p "$credentials"
-        # Without this file the service cannot have it, and nobody else does.
-        [ -s "$station_password" ] || renewed="$renewed $station"
-        user "$station" "$station_password"
-    fi
+    [ -z "$station" ] || set_up_station
     user scada "$broker/credentials/scada"
     [ -z "$home_assistant" ] || user homeassistant "$broker/credentials/homeassistant"
     for name in $added; do user "$name" "$broker/credentials/$name"; done
@@ -295,14 +343,21 @@ apply() {
 
 take_back() {
     journalctl --no-pager --lines 20 --unit mosquitto >&2 || :
-    if [ -e "$scratch/before" ]; then
-        cp "$scratch/before" "$settings"
-        cp "$scratch/before" "$broker/made/inspectd.conf"
-        systemctl restart mosquitto || :
-        fail "Mosquitto does not start with the new $settings: the old one is in force again"
+    # Those before may be the same, or never have worked either.
+    if [ -e "$scratch/before" ] && ! cmp -s "$scratch/before" "$settings"; then
+        cp "$settings" "$scratch/refused"
+        replace_settings "$scratch/before"
+        ! systemctl restart mosquitto ||
+            fail "Mosquitto does not start with the new $settings: the old one is in force again"
+        replace_settings "$scratch/refused"
     fi
     fail "Mosquitto does not start with $settings; its words are above, and in" \
         "/var/log/mosquitto/mosquitto.log. Another file in /etc/mosquitto may set the same key"
+}
+
+replace_settings() {
+    cp "$1" "$settings"
+    cp "$1" "$broker/made/inspectd.conf"
 }
 
 # attempt USER FILE: one message, over TLS; says what is in the way. Host names are checked in the
@@ -318,7 +373,8 @@ attempt() {
 
 first_line() { printf '%s\n' "$1" | sed -n 1p; }
 
-# After a change it may just be starting, or reading its files anew: ten seconds.
+# let_in USER FILE REMEDY: after a change the broker may just be starting, or reading its files anew:
+# ten seconds.
 let_in() {
     tries=0
     patience=20
@@ -327,9 +383,20 @@ let_in() {
         tries=$((tries + 1))
         [ "$tries" -lt "$patience" ] ||
             fail "$where does not let in user $1 ($(first_line "$said"))." \
-                "If the password is wrong: setup.sh --new-password $1"
+                "If the password is wrong: $3"
         sleep 0.5
     done
+}
+
+# try_user NAME FILE INSTANCE: of the station on this machine that it is; empty for anybody else.
+try_user() {
+    if [ ! -s "$2" ]; then
+        say "note: there is no $2; user $1 is not tried"
+    elif [ -n "$3" ]; then
+        let_in "$1" "$2" "$(new_password "$1" "$3")"
+    else
+        let_in "$1" "$2" "setup.sh --new-password $1"
+    fi
 }
 
 check() {
@@ -338,15 +405,12 @@ check() {
     address=127.0.0.1
     case $before in *' '*) address=${before#* } ;; esac
     where="the broker on $address:$listening"
-    for name in $station scada; do
-        file=$broker/credentials/$name
-        [ "$name" != "$station" ] || file=$station_password
-        if [ -s "$file" ]; then
-            let_in "$name" "$file"
-        else
-            say "note: there is no $file; user $name is not tried"
-        fi
+    for each in $(instances); do
+        [ -z "$station" ] || [ "$each" != "$instance" ] || continue
+        try_user "$(station_of "$each")" "$credentials/$each.mqtt-password" "$each"
     done
+    [ -z "$station" ] || try_user "$station" "$station_password" "$instance"
+    try_user scada "$broker/credentials/scada" ''
     if said=$(attempt '' ''); then
         fail "$where lets in anyone without a password: another file in" \
             "/etc/mosquitto allows it (allow_anonymous, per_listener_settings)"
@@ -360,6 +424,12 @@ check() {
 
 # ---- what next -----------------------------------------------------------------------------------
 
+service_runs() {
+    case $(systemctl show -P ActiveState "inspectd@$instance" 2>/dev/null) in
+        '' | inactive | failed) return 1 ;;
+    esac
+}
+
 tell() {
     if [ -n "$station" ]; then
         cat <<END
@@ -371,6 +441,8 @@ The station file of $station needs:
     password_file: \$CREDENTIALS_DIRECTORY/mqtt-password
     tls: {ca: /etc/inspectd/ca.pem}
 END
+        ! service_runs || echo "then systemctl restart inspectd@$instance:" \
+            "it is given its password at the start only"
     fi
     for name in $added; do
         cat <<END
@@ -386,6 +458,7 @@ END
 }
 
 if [ -z "$check_only" ]; then
+    refuse_another_file
     (umask 022 && mkdir -p "$broker" "$(dirname "$settings")" "$root/etc/inspectd")
     set_up_certificates
     set_up_users

@@ -8,10 +8,12 @@ import typer
 
 from inspectd import config
 from inspectd.journal.lock import in_use
+from inspectd.settings import Settings
 from inspectd.station_copy import JOURNAL, Manifest, Restored, Wanted, back_up
 from inspectd.station_copy import restore as put_in_place
 
 _MIB = 1 << 20
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 def backup(path: Path, target: Path, *, journal: bool, archive: bool, secrets: bool) -> int:
@@ -65,11 +67,20 @@ def restore(source: Path, config_dir: Path, *, force: bool) -> int:
     for path in restored.moved_aside:
         typer.echo(f"  moved aside {path}")
     typer.echo(f"  journal     {_of_the_journal(restored)}")
-    typer.echo(
-        f"  next        inspectd doctor -c {settings.path}; then sudo systemctl enable --now "
-        f"inspectd@{settings.path.stem}"
-    )
+    look = f"sudo -u inspectd inspectd doctor -c {settings.path}"
+    typer.echo(f"  next        {_start(settings)}; then {look}")
     return 0
+
+
+def _start(settings: Settings) -> str:
+    """How the service is started on a machine on which it has never run by these settings."""
+    instance, mqtt = settings.path.stem, settings.station.mqtt
+    if mqtt.host not in _THIS_MACHINE or mqtt.tls is None:
+        return f"sudo systemctl enable --now inspectd@{instance}"
+    return (
+        f"the broker is on this machine: sudo sh deploy/install.sh --mosquitto --instance "
+        f"{instance}, which lets the station in there and starts it"
+    )
 
 
 def _describe(manifest: Manifest) -> None:
