@@ -176,6 +176,30 @@ def test_bundle_has_what_the_broker_knows_and_not_the_password(station):
     station.wait_until_gapless()
 
 
+def test_a_spare_takes_over_a_station_that_had_a_broker_of_its_own(station):
+    """By docs/backup.md: what is restored knows the dead one's authority and password."""
+    machine = station.machine
+    authority = f"sh {BUNDLES}/this/deploy/mosquitto/make-certificates.sh --directory /run/dead"
+    machine.run(
+        f"systemctl stop {UNIT}; {authority} authority; cp -a /etc/inspectd /run/spare; "
+        "cp /run/dead/ca.pem /etc/inspectd/ca.pem; "
+        "echo of-the-dead-one >/etc/inspectd/credentials/default.mqtt-password; "
+        "cd /run && inspectd backup station.tar.gz --secrets --journal; "
+        "rm -r /etc/inspectd && mv /run/spare /etc/inspectd"
+    )
+    said = machine.run("inspectd restore /run/station.tar.gz --force")
+    assert "install.sh --mosquitto --instance default" in said
+    done = station.install("--mosquitto", "--instance", "default")
+    assert done.returncode == 0, done.stdout + done.stderr
+    password = machine.read("/etc/inspectd/credentials/default.mqtt-password")
+    assert password == "of-the-dead-one"
+    machine.run("cmp /etc/inspectd/ca.pem /etc/mosquitto/inspectd/ca.pem")
+    station.next_verdict(what="the broker lets the restored station in")
+    station.wait_until_gapless()
+    again = station.install("--mosquitto")
+    assert "nothing changed" in again.stdout, again.stdout
+
+
 def test_broker_lets_nobody_in_without_a_password(station):
     machine = station.machine
     for login in (BROKER, f"{BROKER} -u {station.name} -P wrong", "-h localhost -p 1883"):
