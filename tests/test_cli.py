@@ -1,9 +1,11 @@
 """The command line as a user meets it: what it prints, and with which code it ends."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from station import PROGRAM, SIMULATED, Station, cut_short, good_part, write_pictures
 
-from inspectd import __version__, payload
+from inspectd import __version__, config, payload
 from inspectd.camera.simulated import render
+from inspectd.journal import Journal
 from inspectd.settings import SimulatedCamera
 
 HEAVY = ("numpy", "cv2", "numba", "paho", "msgspec", "yaml", "sqlite3")
@@ -122,6 +125,22 @@ def test_check_to_run_fails_only_where_the_station_would_not_start(run: Run, sta
     code, _, err = run("check", "--to-run", "-c", station.file)
     assert code == 1
     assert f"{PROGRAM}.yaml:1: resolutoin" in err
+
+
+def test_check_to_run_fails_where_a_newer_version_has_written_the_journal(
+    run: Run, station: Station
+):
+    path = config.load(station.file).directory / "journal.db"
+    Journal.open(path).close()
+    assert run("check", "--to-run", "-c", station.file)[0] == 0
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 99")
+    assert run("check", "-c", station.file)[0] == 0
+    code, out, err = run("check", "--to-run", "-c", station.file)
+    assert (code, out) == (1, "")
+    assert f"the journal {path} was written by a newer inspectd" in err
+    path.write_bytes(b"no journal" * 100)  # the service sets it aside
+    assert run("check", "--to-run", "-c", station.file)[0] == 0
 
 
 def test_schema(run: Run):

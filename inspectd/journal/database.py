@@ -73,13 +73,7 @@ def connect(path: Path) -> sqlite3.Connection:
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
     try:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise JournalUnusable(
-                f"the journal {path} was written by a newer inspectd (its schema is {version}, "
-                f"this one knows {_VERSION}); install that version again, or move the file away: "
-                "a new journal is begun, with a new id"
-            )
+        version = known_version(connection, path)
         if version == 0:
             _refuse_other_databases(connection, path)
             _choose_layout(connection)  # before the first page is written
@@ -111,6 +105,18 @@ def _remove_if_empty(path: Path) -> None:
     """What SQLite left of a file it could not begin; later it would pass for an emptied one."""
     if path.exists() and not path.stat().st_size:
         path.unlink()
+
+
+def known_version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of its tables, 0 in a new file; raises JournalUnusable for a later one."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > _VERSION:
+        raise JournalUnusable(
+            f"the journal {path} was written by a newer inspectd (its schema is {version}, "
+            f"this one knows {_VERSION}); install that version again, or move the file away: "
+            "a new journal is begun, with a new id"
+        )
+    return version
 
 
 def _refuse_other_databases(connection: sqlite3.Connection, path: Path) -> None:

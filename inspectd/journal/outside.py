@@ -10,7 +10,7 @@ from pathlib import Path
 from inspectd.errors import JournalUnusable
 from inspectd.journal import Row
 from inspectd.journal.damage import is_damage, search_for_damage
-from inspectd.journal.database import last_seq, read_id, words_on_opening
+from inspectd.journal.database import known_version, last_seq, read_id, words_on_opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,28 @@ def examine_journal(path: Path, timeout_s: float) -> Examined:
         ) from error
     except sqlite3.Error as error:
         raise JournalUnusable(words_on_opening(path, error)) from error
+
+
+def refuse_newer_journal(path: Path) -> None:
+    """Make sure that this version can open a journal, which another process may have open.
+
+    Damage is no hindrance: the service sets such a file aside.
+
+    Args:
+        path: of the journal, which is there.
+
+    Raises:
+        JournalUnusable: a newer version has written it, or it cannot be read.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            known_version(database, path)
+    except sqlite3.Error as error:
+        if is_damage(error):
+            return
+        raise JournalUnusable(
+            f"the journal {path} cannot be read: {error}; ask as the user the service runs as"
+        ) from error
 
 
 def copy_journal(path: Path, target: Path) -> Copied:
