@@ -6,9 +6,10 @@
 # the release is made of, so that a second run finds it there and changes nothing.
 #
 # /opt/inspectd/trial is there from the moment a release takes over until it has proved itself; a run
-# that finds it mends what a power cut or a kill has left. /opt/inspectd/previous names the release
-# before, which is kept.
+# that finds it mends what a power cut or a kill has left, and inspectd-trial.service runs it at the
+# next start of the machine. /opt/inspectd/previous names the release before, which is kept.
 set -eu
+umask 022  # whatever root's own is: the service's user must read all of it
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 # shellcheck source=deploy/lib.sh
@@ -43,6 +44,8 @@ never overwritten.
   --wheel FILE     install this wheel of inspectd
   --wheels DIR     take everything from this folder, nothing from a package index: see wheels.sh
   --no-start       neither enable nor start the service
+  --finish         only prove a release whose change was interrupted, or go back to the one before;
+                   after a power cut inspectd-trial.service does it
   --help           print this
 
 Exit status: 0 all is well; 1 it is not, and standard error tells why; 2 the command line is wrong.
@@ -90,6 +93,7 @@ unchanged() {
 
 read_arguments() {
     instance=default station='' wheel='' wheels='' mosquitto='' upgrade='' rollback='' start=yes
+    finish_only=''
     given=$#
     while [ $# -gt 0 ]; do
         case $1 in
@@ -97,6 +101,7 @@ read_arguments() {
         --mosquitto) mosquitto=yes ;;
         --upgrade) upgrade=yes ;;
         --rollback) rollback=yes ;;
+        --finish) finish_only=yes ;;
         --no-start) start='' ;;
         --instance | --station | --wheel | --wheels)
             if [ $# -lt 2 ] || [ -z "$2" ]; then wrong "$1 needs a value"; fi
@@ -119,6 +124,7 @@ read_arguments() {
     *[!A-Za-z0-9_-]*) wrong "--station $station: letters, digits, - and _ only" ;;
     esac
     if [ -n "$rollback" ] && [ "$given" != 1 ]; then wrong "--rollback stands alone"; fi
+    if [ -n "$finish_only" ] && [ "$given" != 1 ]; then wrong "--finish stands alone"; fi
 }
 
 refuse_machine() {
@@ -140,6 +146,23 @@ refuse_machine() {
     while [ ! -d "$disk" ]; do disk=$(dirname "$disk"); done
     [ -w "$disk" ] || fail "$disk cannot be written, for the file system is mounted read-only;" \
         "for as long as this takes: mount -o remount,rw /"
+}
+
+# An overlay is how a container has its root as well, and there it is as durable as the container.
+warn_of_overlay() {
+    [ "$(findmnt -no FSTYPE -T "$disk")" = overlay ] || return 0
+    ! systemd-detect-virt -q --container || return 0
+    say "$disk lies in an overlay: what is installed now is gone at the next start. Turn the overlay" \
+        "off before (raspi-config, Performance Options), and on again afterwards"
+}
+
+refuse_foreign_command() {
+    if [ ! -e "$COMMAND" ] && [ ! -L "$COMMAND" ]; then return; fi
+    case $(readlink "$COMMAND") in
+    "$OPT"/*) ;;
+    *) fail "$COMMAND is there already, and was not made by this script: move it away, then run this" \
+        "again" ;;
+    esac
 }
 
 refuse_full_disk() {
@@ -176,7 +199,7 @@ find_source() {
 # Pip's own means, so that its settings hold: index, proxy, certificates. Debian can lack ensurepip;
 # then apt-get, which has to fetch it, is the first to notice that there is no network.
 refuse_without_index() {
-    [ -z "$wheels" ] || return 0
+    if [ -n "$wheels" ] || [ -e "$release/complete" ]; then return; fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null || return 0
     make_tools
     quietly "$tools" -m pip download --disable-pip-version-check --no-deps --no-cache-dir \
@@ -211,12 +234,25 @@ is_worth_it() {
 
 has_package_lists() { ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; }
 
+# For the cameras and pins of a Raspberry Pi: where apt does not know them, there are none.
+missing_optional() {
+    for package in python3-picamera2 python3-gpiozero python3-lgpio; do
+        if ! is_installed "$package" && is_worth_it "$package"; then echo "$package"; fi
+    done
+}
+
+# Old lists name versions that the servers have no longer; without any, apt knows no package.
+needs_lists() {
+    [ -z "$missing$(missing_optional)" ] || return 0
+    ! has_package_lists && [ ! -e "$release/complete" ]
+}
+
 install_packages() {
     required=python3-venv
     if [ -n "$mosquitto" ]; then required="$required mosquitto mosquitto-clients openssl"; fi
     missing=''
     for package in $required; do is_installed "$package" || missing="$missing $package"; done
-    if [ -z "$wheels" ] && { [ -n "$missing" ] || ! has_package_lists; }; then
+    if [ -z "$wheels" ] && needs_lists; then
         step "asking Debian's servers for their packages"
         quietly apt_get update || fail "apt-get update failed; is there a network?"
     fi
@@ -226,10 +262,7 @@ install_packages() {
     case "$missing " in
     *" mosquitto "*) step "Debian has started Mosquitto, for localhost only; its settings follow below" ;;
     esac
-    # For the cameras and pins of a Raspberry Pi: where apt does not know them, there are none.
-    for package in python3-picamera2 python3-gpiozero python3-lgpio; do
-        is_installed "$package" && continue
-        is_worth_it "$package" || continue
+    for package in $(missing_optional); do
         if ! install_package "$package"; then
             [ -n "$wheels" ] || fail "$package could not be installed. $(unchanged)"
             step "going on without $package: cameras or pins of the Raspberry Pi will not work"
@@ -238,8 +271,9 @@ install_packages() {
 }
 
 install_package() {
-    changed "installing the Debian package $1"
+    step "installing the Debian package $1"
     quietly apt_get install --no-install-recommends -y "$1" || return 1
+    something_changed=yes
     packages="$packages $1"
 }
 
@@ -290,6 +324,8 @@ system_has_numpy_1() {
 }
 
 make_release() {
+    folder "$OPT" 755 root
+    folder "$OPT/releases" 755 root
     if [ -e "$release/complete" ]; then
         step "release $(basename "$release") is there already"
         return
@@ -401,9 +437,14 @@ fits_new_broker() {
 name_station() {
     file=$ETC/$instance.yaml
     if [ -e "$file" ]; then
-        [ -n "$mosquitto" ] || return 0
-        station=$(settings_say "$release" "$file" station.station) ||
-            fail "without the station's name its broker cannot be set up"
+        wanted=$station
+        [ -n "$wanted$mosquitto" ] || return 0
+        if ! station=$(settings_say "$release" "$file" station.station); then
+            [ -z "$mosquitto" ] || fail "without the station's name its broker cannot be set up"
+            station="not to be read (above)"
+        fi
+        [ -z "$wanted" ] || [ "$wanted" = "$station" ] ||
+            say "--station $wanted changes nothing: $file is there, and its station is $station"
     elif [ -z "$station" ] && [ "$instance" = default ]; then
         station=$(sed -n 's/^station: //p' "$release/share/inspectd/config/inspectd.yaml")
     elif [ -z "$station" ]; then
@@ -427,7 +468,7 @@ install_settings() {
             step "settings $file are kept as they are"
             return
         fi
-        restart=yes  # systemd hands it the password at the start
+        restart=yes
     else
         is_new=yes
     fi
@@ -445,11 +486,16 @@ show_new_examples() {
         if cmp -s "$1/$examples/$name" "$example"; then continue; fi
         if [ "$name" = inspectd.yaml ]; then name=default.yaml; fi
         put "$example" "$ETC/$name.new"
-        changed "the example for $name has changed: see $ETC/$name.new; yours is kept as it is"
+        if [ -e "$ETC/$name" ]; then
+            changed "the example for $name has changed: see $ETC/$name.new; yours is kept as it is"
+        else
+            changed "there is a new example: see $ETC/$name.new"
+        fi
     done
 }
 
-# install_units RELEASE
+# install_units RELEASE: what only another release brings goes; all else that lies there is the user's,
+# also where it is called inspectd-something.
 install_units() {
     units_changed=''
     for unit in "$1"/share/inspectd/systemd/*.service; do
@@ -459,27 +505,40 @@ install_units() {
         put "$unit" "$UNITS/$name"
         units_changed=yes
     done
-    # Those that only another release had.
-    for unit in "$UNITS"/inspectd*.service; do
-        if [ ! -L "$unit" ] && [ -e "$unit" ] &&
-            [ ! -e "$1/share/inspectd/systemd/$(basename "$unit")" ]; then
-            changed "unit $(basename "$unit") is gone"
-            rm -f "$unit"
-            units_changed=yes
-        fi
+    for name in $(units_in "$OPT"/releases/*/share/inspectd/systemd); do
+        if [ -e "$1/share/inspectd/systemd/$name" ] || [ ! -e "$UNITS/$name" ]; then continue; fi
+        changed "unit $name is gone"
+        rm -f "$UNITS/$name" "$UNITS"/*.wants/"$name"
+        units_changed=yes
     done
-    [ -n "$units_changed" ] || return 0
-    sync -f "$UNITS"
-    quietly systemctl daemon-reload
+    if [ -n "$units_changed" ]; then
+        sync -f "$UNITS"
+        quietly systemctl daemon-reload
+    fi
+    for name in $(units_in "$1/share/inspectd/systemd"); do enable_unit "$name"; done
+}
+
+# enable_unit NAME: one that starts with the machine, whatever the instances do.
+enable_unit() {
+    case $1 in *@.service) return ;; esac
+    grep -q '^WantedBy=' "$UNITS/$1" || return 0
+    ! systemctl -q is-enabled "$1" || return 0
+    changed "enabling $1"
+    quietly systemctl enable "$1"
 }
 
 set_up_mosquitto() {
     [ -n "$mosquitto" ] || return 0
     step "setting up Mosquitto for the station $station"
-    before=$(broker)
+    before=$(broker) secrets=$(secrets_of_instance)
     sh "$here/mosquitto/setup.sh" --station "$station" --instance "$instance" ||
         fail "Mosquitto could not be set up"
     [ "$(broker)" = "$before" ] || changed "Mosquitto was set up"
+    [ "$(secrets_of_instance)" = "$secrets" ] || restart=yes  # systemd hands them over at the start
+}
+
+secrets_of_instance() {
+    find "$ETC/credentials" -name "$instance.*" -exec sha256sum {} + | LC_ALL=C sort
 }
 
 # What setup.sh may change, to be compared.
@@ -543,7 +602,9 @@ restart_waiting() {
 bring_up() {
     since=$(date +%s)
     systemctl reset-failed "$1" 2>/dev/null || true
-    if timeout "$START_S" systemctl restart "$1" 2>/dev/null </dev/null; then
+    step "waiting until $1 is READY, $((START_S / 60)) minutes at most"
+    # --foreground: else it is in a group of its own, which Ctrl-C does not reach.
+    if timeout --foreground "$START_S" systemctl restart "$1" 2>/dev/null </dev/null; then
         process=$(systemctl show -P MainPID "$1")
         sleep "$STAYS_S"
         if systemctl -q is-active "$1" && [ "$(systemctl show -P MainPID "$1")" = "$process" ]; then
@@ -596,11 +657,12 @@ doctor() { as_user "$COMMAND" doctor -c "$file"; }
 finish() {
     status=$?
     trap - EXIT
-    trap '' INT TERM HUP  # a second Ctrl-C must not end the way back
+    trap '' INT TERM HUP PIPE  # a second Ctrl-C must not end the way back
     set +e
     if [ -n "$switched" ]; then
         go_back
         status=1
+        if [ -n "$finish_only" ] && [ -z "$down" ]; then status=0; fi
     fi
     if [ -n "$unfinished" ]; then remove_release "$unfinished"; fi
     rm -rf "$work"
@@ -672,6 +734,7 @@ go_back() {
             say "$unit is READY again, with $(basename "$previous")"
         else
             say "$unit does not run: look at   journalctl -u $unit   and   inspectd doctor"
+            down="$down $unit"
         fi
     done
     for unit in $waiting; do systemctl --no-block restart "$unit" || true; done
@@ -691,6 +754,7 @@ finish_interrupted() {
     if [ "$release" = "$previous" ]; then
         say "a change of the release was interrupted"
         go_back
+        if [ -n "$finish_only" ] && [ -n "$down" ]; then exit 1; fi
         return
     fi
     say "the change from $(basename "$previous") to $(basename "$release") was interrupted before" \
@@ -701,10 +765,14 @@ finish_interrupted() {
     accept_release
 }
 
-# units_on_trial KIND: without those that somebody has stopped since.
+# units_on_trial KIND: without those that somebody has stopped since. While the machine starts, one
+# may be yet to be started: then it has a job.
 units_on_trial() {
     sed -n "s/^$1 //p" "$OPT/trial" | while read -r unit; do
-        [ "$(state_of "$unit")" = inactive ] || echo "$unit"
+        case $(state_of "$unit")=$(systemctl show -P Job "$unit") in
+        inactive= | inactive=0) ;;
+        *) echo "$unit" ;;
+        esac
     done
 }
 
@@ -748,28 +816,27 @@ kernels_of() {
 
 # ---- All of it -----------------------------------------------------------------------------------
 
-only_one() {
-    exec 9>/run/inspectd-install.lock
-    flock -n 9 || fail "another installation is at work"
-}
-
 read_arguments "$@"
 from_root
 refuse_machine
 work=$(mktemp -d)
 chmod 755 "$work"
 something_changed='' packages='' first_steps='' is_new='' restart=''
-unfinished='' switched='' upgraded='' ready='' waiting=''
+unfinished='' switched='' upgraded='' ready='' waiting='' down=''
 trap finish EXIT
 trap 'say interrupted; exit 130' INT
 trap 'say interrupted; exit 143' TERM HUP
+trap 'exit 141' PIPE  # who read what it says is gone
 only_one
 finish_interrupted
+[ -z "$finish_only" ] || exit 0
 previous=$(readlink "$OPT/current" || true)
 if [ -n "$rollback" ]; then
     roll_back
     exit 0
 fi
+refuse_foreign_command
+warn_of_overlay
 find_source
 read_source
 refuse_release
@@ -785,8 +852,8 @@ if is_another; then
     warm_up
 else
     warm_up
+    unfinished=''  # before: what is in force must not be taken away
     [ -n "$previous" ] || switch_to "$release"
-    unfinished=''
     install_units "$release"
 fi
 name_station

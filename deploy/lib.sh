@@ -36,6 +36,21 @@ print(operator.attrgetter(sys.argv[2])(settings))
 ' "$2" "$3"
 }
 
+# Until this script ends; systemd takes care that the folder is there.
+only_one() {
+    exec 9>/run/inspectd-install.lock
+    flock -n 9 || fail "an installation or removal of inspectd is at work; try again when it is done"
+}
+
+# units_in FOLDER...: the names of the units there, some of them perhaps in several.
+units_in() {
+    for folder; do
+        for unit in "$folder"/*.service; do
+            [ ! -e "$unit" ] || basename "$unit"
+        done
+    done | sort -u
+}
+
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }

@@ -10,11 +10,11 @@ usage() {
 Usage: sh deploy/uninstall.sh [--purge]
 
 Stops inspectd and removes it; as root. What is yours stays: the settings in /etc/inspectd, the
-references, journals and pictures in /var/lib/inspectd, and the user inspectd, whose they are. So do
-Debian's packages and the broker.
+references, journals and pictures in /var/lib/inspectd, the user inspectd, whose they are, and units
+of your own. So do Debian's packages and the broker.
 
   --purge  remove these settings, references, journals, pictures and the user, too; but not what
-           storage.directory keeps elsewhere, which is named
+           storage.directory keeps elsewhere, which is named, nor a user that install.sh did not make
   --help   print this
 END
 }
@@ -30,6 +30,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$(id -u)" = 0 ] || fail "this must be run as root: sudo sh $0"
 from_root
+only_one
 
 if [ -n "$purge" ] && [ -t 0 ] && [ -d /var/lib/inspectd ]; then
     printf 'All references, journals and pictures in /var/lib/inspectd (%s) will be lost.\n' \
@@ -71,33 +72,53 @@ stored_elsewhere() {
     done
 }
 
-kept=$(stored_elsewhere)
-if [ -d /run/systemd/system ]; then
+# stop_units PATTERN...
+stop_units() {
     for unit in $(systemctl list-units --plain --no-legend \
-        --state=active,reloading,activating,deactivating 'inspectd@*' 'inspectd-*' |
-        awk '{print $1}'); do
+        --state=active,reloading,activating,deactivating "$@" | awk '{print $1}'); do
         printf 'stopping %s\n' "$unit"
-        systemctl stop "$unit"
+        systemctl stop "$unit" || fail "$unit could not be stopped (above); nothing was removed"
     done
-fi
+}
+
+# The user that install.sh makes, and no login of a person's of the same name.
+is_own_user() {
+    getent passwd inspectd | awk -F: '$3 >= 1000 || $6 != "/var/lib/inspectd" {exit 1}'
+}
+
+remove_user() {
+    getent passwd inspectd >/dev/null || return 0
+    if ! is_own_user; then
+        echo "the user inspectd is kept: it is not the one that install.sh makes"
+        return
+    fi
+    printf 'removing the user inspectd\n'
+    userdel inspectd || left="$left the user inspectd"
+    something_removed=yes
+}
+
+kept=$(stored_elsewhere)
+# Others are the user's, whatever they are called.
+own=$(units_in /opt/inspectd/releases/*/share/inspectd/systemd "$here/../systemd")
+# shellcheck disable=SC2086  # a list
+[ ! -d /run/systemd/system ] || stop_units 'inspectd@*' $own
 # As systemctl disable, also for an instance whose unit is gone.
-remove /etc/systemd/system/*.wants/inspectd@*.service /etc/systemd/system/*.wants/inspectd-*.service
-remove /etc/systemd/system/inspectd*.service
+remove /etc/systemd/system/*.wants/inspectd@*.service
+for name in $own; do remove /etc/systemd/system/*.wants/"$name" /etc/systemd/system/"$name"; done
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    systemctl reset-failed 'inspectd@*' 'inspectd-*'
+    systemctl reset-failed 'inspectd@*'
+    # shellcheck disable=SC2086  # a list; those that had not failed, systemd does not know any more
+    systemctl reset-failed $own 2>/dev/null || true
 fi
 if [ "$(readlink /usr/local/bin/inspectd)" = /opt/inspectd/current/bin/inspectd ]; then
     remove /usr/local/bin/inspectd
 fi
 remove /opt/inspectd /var/cache/inspectd
 if [ -n "$purge" ]; then
-    remove /etc/inspectd /var/lib/inspectd /etc/systemd/system/inspectd*.service.d
-    if getent passwd inspectd >/dev/null; then
-        printf 'removing the user inspectd\n'
-        userdel inspectd || left="$left the user inspectd"
-        something_removed=yes
-    fi
+    remove /etc/inspectd /var/lib/inspectd /etc/systemd/system/inspectd@*.service.d
+    for name in $own; do remove "/etc/systemd/system/$name.d"; done
+    remove_user
 fi
 if [ -z "$something_removed" ]; then
     echo "nothing to remove: inspectd is not installed"

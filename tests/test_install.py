@@ -6,10 +6,14 @@ machine the tests run, nothing after it is reached.
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -21,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 SCRIPTS = ["install.sh", "uninstall.sh", "wheels.sh"]
 LIBRARY = (DEPLOY / "install.sh").read_text()
+SAYS = "step changed quietly"
 
 
 class Machine:
@@ -97,6 +102,7 @@ def test_an_unknown_option_is_refused(machine, script):
         (["--instance", "-x"], "--instance -x: letters, digits, - and _ only"),
         (["--station", "a/b"], "--station a/b: letters, digits, - and _ only"),
         (["--rollback", "--upgrade"], "--rollback stands alone"),
+        (["--finish", "--upgrade"], "--finish stands alone"),
     ],
 )
 def test_a_wrong_name_is_refused(machine, arguments, message):
@@ -154,9 +160,16 @@ def test_wheels_are_not_fetched_for_what_there_are_none(machine, tmp_path):
     assert not (tmp_path / "wheels").exists()
 
 
-def function_of_install(name: str) -> str:
-    (function,) = re.findall(rf"^{name}\(\) \{{.*?^\}}$", LIBRARY, re.DOTALL | re.MULTILINE)
+def function_of_install(name: str, script: str = LIBRARY) -> str:
+    pattern = rf"^{name}\(\) \{{(?:[^\n]*\}}|\n.*?^\}})$"
+    (function,) = re.findall(pattern, script, re.DOTALL | re.MULTILINE)
     return str(function)
+
+
+def functions_of_install(names: str) -> str:
+    """Several of them, and what they remember of a run."""
+    remembered = "something_changed='' packages='' restart='' wheels='' mosquitto='' work=$PWD"
+    return "\n".join([remembered, *map(function_of_install, names.split())])
 
 
 def example_station(folder: Path, *, mosquitto: bool) -> str:
@@ -238,7 +251,7 @@ def test_a_second_signal_does_not_end_the_way_back(tmp_path):
     script = f"""
         {function_of_install("finish")}
         go_back() {{ kill -INT $$; kill -TERM $$; kill -HUP $$; echo "is back"; }}
-        work={tmp_path}/work switched=yes unfinished=''
+        work={tmp_path}/work switched=yes unfinished='' finish_only=''
         trap finish EXIT
         trap 'exit 130' INT
         kill -INT $$
@@ -246,6 +259,232 @@ def test_a_second_signal_does_not_end_the_way_back(tmp_path):
     """
     done = shell(script, {"PATH": "/usr/bin:/bin"}, tmp_path)
     assert (done.returncode, done.stdout) == (1, "is back\n"), done.stderr
+
+
+TRAPS = "\n".join(re.findall(r"^trap .*$", LIBRARY, re.MULTILINE))
+
+
+def test_goes_back_though_nobody_reads_any_more_what_it_says(tmp_path):
+    script = f"""
+        {functions_of_install("step changed finish")}
+        go_back() {{ say "going back"; step "unit"; echo >back; }}
+        work={tmp_path}/work switched=yes unfinished='' finish_only=''
+        {TRAPS}
+        cat; changed "restarting inspectd@default.service"; echo >went-on
+    """
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'set -eu\n. "{DEPLOY}/lib.sh"\n{script}\n'],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        restore_signals=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdin.close()  # what it waits for
+    assert process.wait(60) == 1
+    assert (tmp_path / "back").exists()
+    assert not (tmp_path / "went-on").exists()
+
+
+def test_ctrl_c_ends_the_wait_for_a_service(machine, tmp_path):
+    """Control in a terminal: it goes to the group in the foreground."""
+    machine.tell("systemctl", "case $1 in restart) echo >began; sleep 60 ;; esac")
+    script = f"""
+        set -eu
+        cd {tmp_path}
+        PATH={machine.folder}:$PATH START_S=300
+        {functions_of_install("step bring_up")}
+        trap 'exit 130' INT
+        bring_up inspectd@default.service
+    """
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv("/bin/sh", ["sh", "-c", script])
+    try:
+        said = b""
+        while b"5 minutes at most" not in said:
+            said += os.read(terminal, 1024)
+        begun = tmp_path / "began"
+        give_up_at = time.monotonic() + 30
+        while not begun.exists():
+            assert time.monotonic() < give_up_at, said
+            time.sleep(0.05)
+        os.write(terminal, b"\x03")
+        give_up_at = time.monotonic() + 30
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < give_up_at, "it goes on waiting"
+            time.sleep(0.05)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(ended[1]) == 130
+
+
+# ---- what is the user's --------------------------------------------------------------------------
+
+
+def release_with_units(folder: Path, *names: str) -> Path:
+    (folder / "share/inspectd/systemd").mkdir(parents=True)
+    for name in names:
+        (folder / "share/inspectd/systemd" / name).write_text("[Unit]\n")
+    return folder
+
+
+def test_only_units_of_the_other_release_go(machine, tmp_path):
+    machine.tell("systemctl", "exit 0")
+    new = release_with_units(tmp_path / "releases/new", "inspectd@.service", "inspectd-new.service")
+    release_with_units(tmp_path / "releases/old", "inspectd@.service", "inspectd-old.service")
+    units = tmp_path / "units"
+    (units / "multi-user.target.wants").mkdir(parents=True)
+    own = ["inspectd-backup.service", "inspectd@default.service"]
+    for name in [*own, "inspectd-old.service"]:
+        (units / name).write_text("[Service]\n")
+    (units / "multi-user.target.wants/inspectd-old.service").symlink_to(
+        units / "inspectd-old.service"
+    )
+    script = functions_of_install(f"{SAYS} put enable_unit install_units")
+    environment = {"PATH": f"{machine.folder}:/usr/bin:/bin"}
+    script += f"\nOPT={tmp_path} UNITS={units}\ninstall_units {new}\n"
+    done = shell(script, environment, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "unit inspectd-old.service is gone" in done.stdout
+    left = sorted(path.name for path in units.iterdir() if path.is_file())
+    assert left == sorted([*own, "inspectd@.service", "inspectd-new.service"])
+    assert not list((units / "multi-user.target.wants").iterdir())
+    again = shell(script, environment, tmp_path)
+    assert (again.returncode, again.stdout) == (0, ""), again.stderr
+
+
+def test_a_foreign_command_is_refused(tmp_path):
+    command = tmp_path / "inspectd"
+    script = f"OPT=/opt/inspectd COMMAND={command}\n"
+    script += function_of_install("refuse_foreign_command") + "\nrefuse_foreign_command"
+    assert shell(script, {}, tmp_path).returncode == 0
+    command.symlink_to("/opt/inspectd/current/bin/inspectd")  # also where it leads nowhere
+    assert shell(script, {}, tmp_path).returncode == 0
+    command.unlink()
+    command.symlink_to("/srv/inspectd")
+    done = shell(script, {}, tmp_path)
+    assert done.returncode == 1
+    assert f"{command} is there already, and was not made by this script" in done.stderr
+
+
+@pytest.mark.parametrize(("has_one", "words"), [(True, "yours is kept"), (False, "a new example")])
+def test_a_changed_example_is_laid_beside(tmp_path, has_one, words):
+    for name in ("old", "new", "etc"):
+        (tmp_path / name / "share/inspectd/config/programs").mkdir(parents=True)
+    (tmp_path / "etc/programs").mkdir()
+    (tmp_path / "new/share/inspectd/config/programs/block.yaml").write_text("description: new\n")
+    if has_one:
+        (tmp_path / "etc/programs/block.yaml").write_text("description: mine\n")
+    script = functions_of_install("step changed put show_new_examples")
+    script = script.replace('"$2/$examples/inspectd.yaml"', "")
+    done = shell(f"ETC={tmp_path}/etc\n{script}\nshow_new_examples old new", {}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+    assert (tmp_path / "etc/programs/block.yaml.new").exists()
+    assert (tmp_path / "etc/programs/block.yaml").exists() == has_one
+
+
+def test_a_station_s_name_that_comes_too_late_is_told(tmp_path):
+    (tmp_path / "default.yaml").write_text("station: line1\n")
+    script = f"""
+        {functions_of_install("name_station")}
+        settings_say() {{ echo line1; }}
+        ETC={tmp_path} release='' instance=default
+        station=line1; name_station
+        station=line2; name_station
+    """
+    done = shell(script, {}, tmp_path)
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert "--station line2 changes nothing" in line
+    assert line.endswith("its station is line1")
+
+
+@pytest.mark.parametrize(
+    ("entry", "goes"),
+    [
+        ("inspectd:x:997:997::/var/lib/inspectd:/usr/sbin/nologin", True),
+        ("inspectd:x:1000:1000:,,,:/home/inspectd:/bin/bash", False),
+        ("inspectd:x:997:997::/home/inspectd:/bin/bash", False),
+        ("inspectd:x:1000:1000::/var/lib/inspectd:/bin/bash", False),
+    ],
+)
+def test_only_the_user_that_was_made_is_removed(machine, tmp_path, entry, goes):
+    machine.tell("getent", f"echo '{entry}'")
+    machine.tell("userdel", f"touch {tmp_path}/gone")
+    removal = (DEPLOY / "uninstall.sh").read_text()
+    script = "\n".join(
+        function_of_install(name, removal) for name in ("is_own_user", "remove_user")
+    )
+    done = shell(f"{script}\nremove_user", {"PATH": f"{machine.folder}:/usr/bin:/bin"}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gone").exists() == goes
+    assert ("is kept" in done.stdout) != goes
+
+
+# ---- what is fetched -----------------------------------------------------------------------------
+
+
+def packages(machine: Machine, folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Debian's packages on a Raspberry Pi that lacks only one of its optional ones."""
+    machine.tell("dpkg-query", 'case $* in *python3-lgpio*) ;; *) echo "ii " ;; esac')
+    machine.tell("apt-cache", "echo '  Candidate: 2.0'")
+    names = (
+        f"{SAYS} unchanged is_installed candidate is_worth_it has_package_lists missing_optional "
+        "needs_lists install_packages install_package"
+    )
+    script = (
+        f"{functions_of_install(names)}\nrelease={folder}/release\nhas_package_lists() {{ :; }}\n"
+        f'{script}\ninstall_packages\necho "changed: $something_changed"\n'
+    )
+    return shell(script, {"PATH": f"{machine.folder}:/usr/bin:/bin"}, folder)
+
+
+def test_lists_are_brought_up_to_date_before_an_optional_package(machine, tmp_path):
+    done = packages(machine, tmp_path, 'apt_get() { echo "$*" >>calls; }')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("changed: yes\n")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["update", "install --no-install-recommends -y python3-lgpio"]
+
+
+def test_a_package_that_cannot_be_had_is_no_change(machine, tmp_path):
+    done = packages(machine, tmp_path, "wheels=/srv\napt_get() { return 1; }")
+    assert done.returncode == 0, done.stderr
+    assert "going on without python3-lgpio" in done.stdout
+    assert done.stdout.endswith("changed: \n")
+
+
+def test_no_index_is_asked_for_a_release_that_is_there(tmp_path):
+    script = f"""
+        {functions_of_install("refuse_without_index")}
+        python=true release={tmp_path}
+        make_tools() {{ fail "an index is asked"; }}
+        refuse_without_index
+    """
+    assert "an index is asked" in shell(script, {"PATH": "/usr/bin:/bin"}, tmp_path).stderr
+    (tmp_path / "complete").touch()
+    assert shell(script, {"PATH": "/usr/bin:/bin"}, tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("root", "container", "warned"),
+    [("overlay", 1, True), ("overlay", 0, False), ("ext4", 1, False)],
+)
+def test_an_overlay_that_forgets_is_told(machine, tmp_path, root, container, warned):
+    machine.tell("findmnt", f"echo {root}")
+    machine.tell("systemd-detect-virt", f"exit {container}")
+    script = f"disk=/opt\n{function_of_install('warn_of_overlay')}\nwarn_of_overlay"
+    done = shell(script, {"PATH": f"{machine.folder}:/usr/bin:/bin"}, tmp_path)
+    assert done.returncode == 0
+    assert ("is gone at the next start" in done.stderr) == warned
 
 
 def test_a_file_is_put_in_place_at_one_stroke(tmp_path):

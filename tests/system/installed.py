@@ -38,9 +38,15 @@ class Station:
     # ---- the scripts -----------------------------------------------------------------------------
 
     def install(self, *options: str, bundle: str = "this") -> "subprocess.CompletedProcess[str]":
-        """Run install.sh of a bundle, without a network."""
+        """Run install.sh of a bundle, without a network, by a root who is strict."""
         folder = f"{BUNDLES}/{bundle}"
-        words = ["cd /srv/shared; sh", f"{folder}/deploy/install.sh", "--wheels", folder, *options]
+        words = [
+            "cd /srv/shared; umask 077; sh",
+            f"{folder}/deploy/install.sh",
+            "--wheels",
+            folder,
+            *options,
+        ]
         return self.machine.result(" ".join(words), timeout_s=INSTALL_S)
 
     def install_wheel(

@@ -105,7 +105,7 @@ def test_judges_good_parts_and_bad_ones(station, verdict):
 
 def test_units_are_clean(station):
     machine = station.machine
-    for unit in (UNIT, "inspectd-warmup.service"):
+    for unit in (UNIT, "inspectd-warmup.service", "inspectd-trial.service"):
         done = machine.result(f"systemd-analyze verify /etc/systemd/system/{unit}")
         said = done.stdout + done.stderr
         assert said == "", f"systemd-analyze verify {unit}: {said}"
@@ -461,6 +461,18 @@ def test_what_is_mended_at_the_broker_is_a_change(station):
     station.wait_until_gapless()
 
 
+def test_a_new_password_of_the_broker_reaches_the_service(station):
+    machine, path = station.machine, "/etc/inspectd/credentials/default.mqtt-password"
+    before, pid = machine.read(path), station.pid
+    machine.run(f"rm {path}")
+    done = station.install("--mosquitto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert machine.read(path) != before
+    assert station.pid not in (0, pid)
+    station.next_verdict()
+    station.wait_until_gapless()
+
+
 def test_another_version_is_refused_without_upgrade(station):
     release = station.machine.run("readlink /opt/inspectd/current")
     done = station.install(bundle="newer")
@@ -550,6 +562,35 @@ def test_rolls_back_and_restarts_what_waits_for_its_camera(station):
     station.wait_until_gapless()
 
 
+JOURNAL_VERSION = """\
+import sqlite3, sys
+database = sqlite3.connect("/var/lib/inspectd/NAME/journal.db", isolation_level=None)
+print(database.execute("PRAGMA user_version").fetchone()[0])
+for version in sys.argv[1:]:
+    database.execute(f"PRAGMA user_version = {version}")
+"""
+
+
+def test_does_not_roll_back_to_what_cannot_read_the_journal(station):
+    machine = station.machine
+    if machine.result("test -e /opt/inspectd/previous").returncode != 0:
+        assert station.install("--upgrade", bundle="newer").returncode == 0
+    machine.write("/srv/version.py", JOURNAL_VERSION.replace("NAME", station.name))
+    release, pid = machine.run("readlink /opt/inspectd/current"), station.pid
+    known = machine.run("runuser -u inspectd -- python3 /srv/version.py 99")
+    try:
+        script = "/opt/inspectd/current/share/inspectd/deploy/install.sh"
+        done = machine.result(f"sh {script} --rollback", timeout_s=INSTALL_S)
+    finally:
+        machine.run(f"runuser -u inspectd -- python3 /srv/version.py {known}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "was written by a newer inspectd (its schema is 99" in done.stderr
+    assert machine.run("readlink /opt/inspectd/current") == release
+    assert station.pid == pid
+    station.next_verdict()
+    station.wait_until_gapless()
+
+
 def test_upgrades_while_nothing_runs_and_starts_nothing(station):
     machine = station.machine
     release, before = machine.run("readlink /opt/inspectd/current"), version(station)
@@ -581,6 +622,23 @@ def test_goes_back_from_a_version_that_cannot_start(station):
         assert station.is_active
         assert version(station) == before
     assert machine.run("ls /opt/inspectd/releases | grep -c ^90.2- || true") == "0"
+    station.next_verdict()
+    station.wait_until_gapless()
+
+
+def test_after_a_power_cut_it_goes_back_by_itself(station):
+    machine = station.machine
+    release, before = machine.run("readlink /opt/inspectd/current"), version(station)
+    with killed_before_the_restart(station):
+        station.install("--upgrade", bundle="broken")
+    reboot(station)
+    said = machine.journal("-u inspectd-trial.service -b")
+    assert "was interrupted before it was proved" in said
+    assert "is READY again" in said
+    assert machine.run("readlink /opt/inspectd/current") == release
+    assert machine.result("test -e /opt/inspectd/trial").returncode == 1
+    assert station.is_active
+    assert version(station) == before
     station.next_verdict()
     station.wait_until_gapless()
 
@@ -672,14 +730,22 @@ def test_uninstalls_and_keeps_what_is_the_users(station):
     machine = station.machine
     kept = ["/etc/inspectd", f"/var/lib/inspectd/{station.name}"]
     before = machine.run(f"find {' '.join(kept)} -name '*.yaml' -o -name '*.png' | sort")
-    machine.run(f"sh {BUNDLES}/this/deploy/uninstall.sh")
+    units = [f"/etc/systemd/system/inspectd{name}.service" for name in ("-backup", "@second")]
+    for unit in units:
+        machine.write(unit, "[Service]\nExecStart=/bin/true\n")
+    script = f"sh {BUNDLES}/this/deploy/uninstall.sh"
+    refused = machine.result(f"flock /run/inspectd-install.lock {script}")
+    assert refused.returncode == 1
+    assert "is at work" in refused.stderr
+    machine.run(script)
     for path in ("/opt/inspectd", "/usr/local/bin/inspectd", "/var/cache/inspectd"):
         assert machine.result(f"test -e {path}").returncode == 1, path
     assert machine.property_of(UNIT, "LoadState") == "not-found"
     assert machine.run("pgrep -u inspectd || true") == ""
     assert machine.run(f"find {' '.join(kept)} -name '*.yaml' -o -name '*.png' | sort") == before
-    assert machine.run("find /etc/systemd -name '*inspectd*'") == ""
-    assert "nothing to remove" in machine.run(f"sh {BUNDLES}/this/deploy/uninstall.sh")
+    assert machine.run("find /etc/systemd -name '*inspectd*' | sort").split() == units
+    assert "nothing to remove" in machine.run(script)
+    machine.run(f"rm {' '.join(units)}; systemctl daemon-reload")
 
 
 def test_what_was_kept_is_taken_up_by_a_new_installation(installed):
