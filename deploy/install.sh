@@ -623,6 +623,8 @@ start_instance() {
     if [ -z "$start" ]; then
         systemctl -q is-enabled "$unit" 2>/dev/null ||
             step "$unit is left as it is; to start it: systemctl enable --now $unit"
+        [ -z "$restart" ] ||
+            step "its new password is taken over when it starts: systemctl restart $unit"
         return 0
     fi
     was=$(state_of "$unit")

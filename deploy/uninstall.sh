@@ -108,8 +108,8 @@ for name in $own; do remove /etc/systemd/system/*.wants/"$name" /etc/systemd/sys
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl reset-failed 'inspectd@*'
-    # shellcheck disable=SC2086  # a list; those that had not failed, systemd does not know any more
-    systemctl reset-failed $own 2>/dev/null || true
+    # One that had not failed is not known any more.
+    for name in $own; do systemctl reset-failed "$name" 2>/dev/null || true; done
 fi
 if [ "$(readlink /usr/local/bin/inspectd)" = /opt/inspectd/current/bin/inspectd ]; then
     remove /usr/local/bin/inspectd
