@@ -10,7 +10,6 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -301,29 +300,24 @@ def test_ctrl_c_ends_the_wait_for_a_service(machine, tmp_path):
         trap 'exit 130' INT
         bring_up inspectd@default.service
     """
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv("/bin/sh", ["sh", "-c", script])
-    try:
-        said = b""
-        while b"5 minutes at most" not in said:
-            said += os.read(terminal, 1024)
-        begun = tmp_path / "began"
-        give_up_at = time.monotonic() + 30
-        while not begun.exists():
-            assert time.monotonic() < give_up_at, said
-            time.sleep(0.05)
-        os.write(terminal, b"\x03")
-        give_up_at = time.monotonic() + 30
-        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
-            assert time.monotonic() < give_up_at, "it goes on waiting"
-            time.sleep(0.05)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        os.close(terminal)
-    assert os.waitstatus_to_exitcode(ended[1]) == 130
+    terminal, inner = pty.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", "/bin/sh", "-c", script], stdin=inner, stdout=inner, stderr=inner
+    ) as process:
+        os.close(inner)
+        try:
+            said = b""
+            while b"5 minutes at most" not in said:
+                said += os.read(terminal, 1024)
+            give_up_at = time.monotonic() + 30
+            while not (tmp_path / "began").exists():
+                assert time.monotonic() < give_up_at, said
+                time.sleep(0.05)
+            os.write(terminal, b"\x03")
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+            os.close(terminal)
 
 
 # ---- what is the user's --------------------------------------------------------------------------
