@@ -19,7 +19,7 @@ from roots import OWN_CGROUPS, LabUnusable, prepared_root, scratch
 
 T = TypeVar("T")
 
-BOOT_S = 60.0
+BOOT_S = 120.0
 SHUTDOWN_S = 60.0
 COMMAND_S = 60.0
 POLL_S = 0.1
@@ -252,8 +252,14 @@ def booted(release: str, options: Sequence[str] = ()) -> Iterator[Machine]:
     Raises:
         LabUnusable: it cannot be had on this machine.
     """
-    lower = prepared_root(release)
-    with scratch(f"inspectd-{release}") as folder:
+    with booted_from(prepared_root(release), options) as machine:
+        yield machine
+
+
+@contextmanager
+def booted_from(lower: Path, options: Sequence[str] = ()) -> Iterator[Machine]:
+    """A machine over a root of `roots`; gone at the end."""
+    with scratch(f"inspectd-{lower.name}") as folder:
         machine = Machine(lower, folder, options)
         try:
             machine.boot()

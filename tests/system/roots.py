@@ -137,6 +137,51 @@ def _build_root(release: str, root: Path) -> None:
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 station\n::1 localhost\n")
 
 
+STANDS_FOR_PICAMERA2 = {
+    "DEBIAN/control": """\
+Package: python3-picamera2
+Version: 0.3.12
+Architecture: all
+Depends: python3-numexpr
+Maintainer: nobody <nobody@localhost>
+Description: stands where the Raspberry Pi's own would be
+""",
+    "usr/lib/python3/dist-packages/picamera2.py": "",
+    "usr/lib/python3/dist-packages/simplejpeg.py": """\
+import numexpr
+
+
+def encode_jpeg(picture):
+    return numexpr.evaluate("picture + 1").tobytes()
+""",
+}
+"""A package that Debian lacks. Numexpr it has: compiled, like simplejpeg, against its own numpy."""
+
+
+def root_with_numpy_1() -> Path:
+    """Bookworm with something in Picamera2's place, never to be written to.
+
+    Raises:
+        LabUnusable: it cannot be built here.
+    """
+    below = prepared_root("bookworm")
+    recipe = f"{below.with_suffix('.recipe').read_text()}{STANDS_FOR_PICAMERA2}\n"
+    return kept("bookworm-numpy-1", recipe, lambda root: _add_picamera2(below, root))
+
+
+def _add_picamera2(below: Path, root: Path) -> None:
+    output(["cp", "-a", str(below), str(root)])
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    for name, text in STANDS_FOR_PICAMERA2.items():
+        file = root / "srv/picamera2" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    output(["chroot", str(root), "dpkg-deb", "--build", "/srv/picamera2", "/srv/picamera2.deb"])
+    install = ["install", "--no-install-recommends", "-y", "/srv/picamera2.deb"]
+    output(["chroot", str(root), "apt-get", "-qq", *install], {"DEBIAN_FRONTEND": "noninteractive"})
+    (root / "etc/resolv.conf").unlink()
+
+
 def debian_mirror() -> str:
     """The one that this machine's own apt uses.
 
