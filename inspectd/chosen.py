@@ -138,11 +138,14 @@ def with_threshold(program: Program, region: str | None, threshold: float) -> Pr
     return replace(program, regions=regions)
 
 
+_CHOSEN = msgspec.json.Decoder(Chosen)
+
+
 def read(folder: Path) -> tuple[Chosen, str]:
     """What was chosen, and why that is not known, for a person; empty where it is."""
     path = folder / FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Chosen), ""
+        return _CHOSEN.decode(path.read_bytes()), ""
     except FileNotFoundError:
         return Chosen(), ""
     except OSError as error:

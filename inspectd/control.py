@@ -90,6 +90,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     look: Look | None = None
 
 
+_REQUEST: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_REPLY = msgspec.json.Decoder(Reply)
+
 Handler = Callable[[Request, Sequence[bytes]], Reply]
 """Answers a request with the contents of its pictures; may raise InspectdError."""
 
@@ -180,7 +183,7 @@ def _read_request(stream: BufferedIOBase) -> Request:
             f"{LONGEST_LINE} are read"
         )
     try:
-        request: Request = msgspec.json.decode(line, type=Request)
+        request = _REQUEST.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter from within a text
         raise ControlError(f"the request is not understood: {error}") from error
     return request
@@ -288,7 +291,7 @@ def _read_reply(line: bytes) -> Reply:
     if not line.endswith(b"\n"):
         raise ControlError("the service ended the connection without an answer; see its log")
     try:
-        reply = msgspec.json.decode(line, type=Reply)
+        reply = _REPLY.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ControlError(
             f"the service's answer is not understood ({error}): it may be of another version; "

@@ -569,9 +569,12 @@ def encode(payload: msgspec.Struct) -> bytes:
     return msgspec.json.encode(payload)
 
 
+_VERDICT = msgspec.json.Decoder(VerdictPayload)
+
+
 def decode_verdict(raw: bytes) -> VerdictPayload:
     """Raises msgspec.ValidationError on what is no verdict."""
-    return msgspec.json.decode(raw, type=VerdictPayload)
+    return _VERDICT.decode(raw)
 
 
 def as_historical(raw: bytes) -> bytes:

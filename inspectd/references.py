@@ -90,6 +90,9 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"its anchor {self.anchor} is not in its list")
 
 
+_INDEX = msgspec.json.Decoder(Index)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NewReference:
     """A picture to be added.
@@ -319,7 +322,7 @@ class ReferenceStore:
         except OSError as error:
             raise _failed("read", path, error) from error
         try:
-            index = msgspec.json.decode(raw, type=Index)
+            index = _INDEX.decode(raw)
             index.require_consistent()
         except (msgspec.DecodeError, ValueError) as error:
             raise ReferencesError(

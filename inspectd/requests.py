@@ -90,6 +90,11 @@ class _Transaction(msgspec.Struct):
     transaction: Identifier | None = None
 
 
+_REQUESTS = {name: msgspec.json.Decoder(kind) for name, kind in REQUESTS.items()}
+_KEPT = msgspec.json.Decoder(_Kept)
+_TRANSACTION = msgspec.json.Decoder(_Transaction)
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     where: ReplyTo
@@ -212,7 +217,7 @@ class Requests:
                 f"allowed are: {known}"
             )
         try:
-            return msgspec.json.decode(raw, type=REQUESTS[name])
+            return _REQUESTS[name].decode(raw)
         # msgspec lets the UnicodeDecodeError of a text within the JSON through as it is.
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ControlError(str(error)) from error
@@ -257,7 +262,7 @@ class Requests:
                 return None
             if words := used_before(transaction, before.at):
                 raise ControlError(words)
-            kept = msgspec.json.decode(before.response, type=_Kept)
+            kept = _KEPT.decode(before.response)
         except (JournalError, msgspec.MsgspecError) as error:
             _logger.error("whether request/%s was done already is not known: %s", name, error)
             return None
@@ -286,6 +291,6 @@ class Requests:
 def _transaction_of(raw: bytes) -> str | None:
     """As far as it can be read."""
     try:
-        return msgspec.json.decode(raw, type=_Transaction).transaction
+        return _TRANSACTION.decode(raw).transaction
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -104,6 +104,10 @@ class _Format(msgspec.Struct, frozen=True):
     inspectd: str
 
 
+_FORMAT = msgspec.json.Decoder(_Format)
+_MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What goes into a backup beside settings, references and what was set by request."""
@@ -412,13 +416,13 @@ def _verified(archive: Reader) -> Manifest:
         )
     raw = archive.content(MANIFEST, LARGEST_MANIFEST)
     try:
-        made = msgspec.json.decode(raw, type=_Format)
+        made = _FORMAT.decode(raw)
         if made.format > FORMAT:
             raise PermanentError(
                 f"{archive.path} was made by a newer inspectd ({made.inspectd}; its format is "
                 f"{made.format}, this one knows {FORMAT}): install that version"
             )
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        manifest = _MANIFEST.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise PermanentError(f"{archive.path} is damaged: its {MANIFEST}: {error}") from error
     if archive.unsound:

@@ -474,10 +474,13 @@ def _times(shifts: Sequence[str]) -> tuple[time_of_day, ...]:
     return tuple(sorted({time_of_day.fromisoformat(shift) for shift in shifts}))
 
 
+_MEMORY = msgspec.json.Decoder(Memory)
+
+
 def _read(path: Path) -> Memory | None:
     """What was kept; None where there is nothing of use, which is set aside."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Memory)
+        return _MEMORY.decode(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:

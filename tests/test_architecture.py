@@ -156,6 +156,29 @@ def test_each_library_is_imported_in_one_place(library):
     assert importers <= ONLY_IMPORTERS[library]
 
 
+def decodes_a_type(node):
+    """Whether it is a call such as `msgspec.json.decode(raw, type=Index)`."""
+    return (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "msgspec.json.decode"
+        and any(keyword.arg == "type" for keyword in node.keywords)
+    )
+
+
+def test_decoders_are_made_while_modules_are_loaded():
+    """By one thread. msgspec 0.22 looks at a type when it first decodes one, and where two threads
+    do so at once, the process ends by a segmentation fault.
+    """
+    assert decodes_a_type(ast.parse("msgspec.json.decode(raw, type=Index)").body[0].value)
+    late = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if decodes_a_type(node)
+    ]
+    assert late == []
+
+
 def test_the_list_of_packages_is_complete():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = project["tool"]["setuptools"]["packages"]

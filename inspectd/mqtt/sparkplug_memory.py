@@ -65,6 +65,9 @@ class _File(msgspec.Struct, frozen=True):
     missing: tuple[tuple[int, int], ...]
 
 
+_FILE = msgspec.json.Decoder(_File)
+
+
 class Memory:
     """The file's content.
 
@@ -127,7 +130,7 @@ class Memory:
 
     def _read(self) -> _File | None:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_File)
+            return _FILE.decode(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:

@@ -159,9 +159,12 @@ class HostState(msgspec.Struct, frozen=True):
     """Milliseconds since 1970, by the host's clock."""
 
 
+_HOST_STATE = msgspec.json.Decoder(HostState)
+
+
 def decode_host_state(raw: bytes) -> HostState:
     """Raises msgspec.MsgspecError on what is no STATE of Sparkplug 3.0."""
-    return msgspec.json.decode(raw, type=HostState)
+    return _HOST_STATE.decode(raw)
 
 
 def _captured(verdict: VerdictPayload) -> int:
