@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from inspectd.imaging.frame_kernels import count_clipped, mean_common_slopes
+from inspectd.imaging.preprocess import for_kernels
 from inspectd.records import Alignment, FloatMap, GreyImage, Measure, PictureHealth, Reason
 from inspectd.settings import AlignmentSettings, HealthSettings
 
@@ -71,12 +73,11 @@ def measure(grey: GreyImage, reduced: GreyImage) -> PictureHealth:
         reduced: uint8 (height, width), the same reduced.
     """
     mean, deviation = cv2.meanStdDev(reduced)
-    above_black = cv2.countNonZero(cv2.threshold(grey, _BLACK, 1, cv2.THRESH_BINARY)[1])
-    white = cv2.countNonZero(cv2.threshold(grey, _WHITE - 1, 1, cv2.THRESH_BINARY)[1])
+    black, white = count_clipped(for_kernels(grey), _BLACK, _WHITE)
     return PictureHealth(
         brightness=float(mean[0, 0]) / 255.0,
         contrast=float(deviation[0, 0]) / 255.0,
-        black=1.0 - above_black / grey.size,
+        black=black / grey.size,
         white=white / grey.size,
         focus=focus_measure(grey),
     )
@@ -93,7 +94,7 @@ def focus_measure(picture: GreyImage) -> float:
 
     On photographs of four kinds of part, good and defective, the measure stays within 0.53 to
     1.33 of the good parts' median; a Gaussian blur by an eightieth of the longest side brings it
-    below 0.4, with noise or without. It takes 0.5 ms at 1456 x 1088 and 2 ms at 4056 x 3040 on
+    below 0.4, with noise or without. It takes 0.3 ms at 1456 x 1088 and 2 ms at 4056 x 3040 on
     one x86 core.
 
     Args:
@@ -117,7 +118,7 @@ def focus_measure(picture: GreyImage) -> float:
     coarse_slope = _mean_squared_slope(coarse)
     if coarse_slope == 0.0:
         return 0.0
-    return max(0.0, _mean_common_slope(picture)) * scale / coarse_slope
+    return max(0.0, float(mean_common_slopes(for_kernels(picture)))) * scale / coarse_slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,26 +397,8 @@ def _halved(picture: GreyImage) -> GreyImage:
     return np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _slopes(picture: GreyImage) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Across and along, in grey levels over 2 pixels."""
+def _mean_squared_slope(picture: GreyImage) -> float:
+    """Across plus along, in grey levels over 2 pixels."""
     across = cv2.subtract(picture[:, 2:], picture[:, :-2], dtype=cv2.CV_16S)
     along = cv2.subtract(picture[2:], picture[:-2], dtype=cv2.CV_16S)
-    return np.asarray(across, np.int16), np.asarray(along, np.int16)
-
-
-def _mean_squared_slope(picture: GreyImage) -> float:
-    return sum(cv2.norm(slope, cv2.NORM_L2SQR) / slope.size for slope in _slopes(picture))
-
-
-def _mean_common_slope(picture: GreyImage) -> float:
-    """Mean product of slopes side by side."""
-    across, along = _slopes(picture)
-    return _mean_product(across[1:], across[:-1]) + _mean_product(along[:, 1:], along[:, :-1])
-
-
-def _mean_product(one: NDArray[np.int16], other: NDArray[np.int16]) -> float:
-    """Mean of one * other by |a|^2 + |b|^2 - |a - b|^2 = 2 ab: OpenCV sums squares of int16 ten
-    times faster than numpy multiplies them as floats.
-    """
-    squares = cv2.norm(one, cv2.NORM_L2SQR) + cv2.norm(other, cv2.NORM_L2SQR)
-    return float(squares - cv2.norm(one, other, cv2.NORM_L2SQR)) / (2 * one.size)
+    return sum(cv2.norm(slope, cv2.NORM_L2SQR) / slope.size for slope in (across, along))
