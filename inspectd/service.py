@@ -544,7 +544,7 @@ class Service:
                 f"one is {self._recorder.last_seq()}"
             )
         self._outbox.look_back()
-        return f"{marked} verdicts follow once more, marked historical"
+        return f"verdicts that follow once more, marked historical: {marked}"
 
     # ---- other settings --------------------------------------------------------------------------
 
