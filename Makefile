@@ -7,13 +7,14 @@ ARGS ?=
 PYTHON ?= python3
 export PYTHON CAMERA_SIM
 
-.PHONY: help demo test test-camera test-system test-arm64 test-soak evaluate bench clean
+.PHONY: help demo test test-camera test-system test-ansible test-arm64 test-soak evaluate bench clean
 
 help:
 	@echo 'make demo         see it work: parts judged, with a broker of its own and a simulated camera'
 	@echo 'make test         run the tests'
 	@echo 'make test-camera  run the tests of the Raspberry Pi camera, before a simulated sensor'
 	@echo 'make test-system  the tests of the installation, in booted containers; needs root'
+	@echo 'make test-ansible those of the Ansible role, likewise; needs root'
 	@echo 'make test-arm64   install and judge on an emulated 64-bit Arm; needs root'
 	@echo 'make test-soak    what is guaranteed, at full length (over an hour): make test-soak ARGS=chaos'
 	@echo 'make bench        what an inspection costs'
@@ -34,7 +35,11 @@ test-camera:
 # A test that installs takes longer than others before it is taken for one that hangs.
 test-system:
 	@sh deploy/prepare.sh test
-	@exec .venv/bin/python -m pytest -o faulthandler_timeout=1800 tests/system $(ARGS)
+	@exec .venv/bin/python -m pytest -o faulthandler_timeout=1800 tests/system --ignore=tests/system/test_ansible.py $(ARGS)
+
+test-ansible:
+	@sh deploy/prepare.sh test
+	@exec .venv/bin/python -m pytest -o faulthandler_timeout=1800 tests/system/test_ansible.py $(ARGS)
 
 test-arm64:
 	@sh deploy/prepare.sh test
