@@ -121,9 +121,15 @@ class Reloader:
                 if words != self._unwatched:  # else told already
                     _logger.exception("the settings files cannot be watched")
                 self._note_unwatched(words)
-                if self.is_pending:
-                    self._read()
+                self._read_if_asked()
                 self._stopping.wait(RETRY_S)
+
+    def _read_if_asked(self) -> None:
+        if self.is_pending:
+            try:
+                self._read()
+            except Exception:
+                _logger.exception("the settings files cannot be read")
 
     def _note_unwatched(self, words: str) -> None:
         if words != self._unwatched:

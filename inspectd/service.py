@@ -581,8 +581,8 @@ class Service:
     def _put_in_force(self, filed: Settings) -> None:
         before, now = self._settings, self._programs.settings_by(filed)
         station = now.station
-        self._broker.adopt(now)  # which need not wait for a camera that does not answer
         camera = make_camera(now) if _camera_of(before) != _camera_of(now) else None
+        self._broker.adopt(now)  # which need not wait for a camera that does not answer
         self._between_parts(lambda: self._adopt_between_parts(filed, station, camera))
         self._line.bound = station.queue
         self._supervisor.adopt(station)

@@ -85,6 +85,33 @@ def test_a_new_kernel_beside_loaded_ones_is_compiled(runs, tmp_path):
     assert described == loaded
 
 
+REHEARSED = """
+import numpy as np
+from inspectd.commands.warmup import rehearse
+from inspectd.eye import Eye
+from inspectd.inspector import ReducedCrop
+from inspectd.jit import compiling_refused
+from inspectd.settings import Program
+program = Program()
+rehearse(program)
+rng = np.random.default_rng(2)
+part = rng.integers(20, 230, (300, 400, 3), np.uint8)
+whole = [part + rng.integers(0, 9, part.shape, np.uint8) for _ in range(4)]
+grey = [frame[:, :, 0] for frame in whole]
+with compiling_refused():
+    for frames in (whole, [frame[20:, 40:] for frame in grey]):
+        pictures = [ReducedCrop.of(frame, program.resolution).picture for frame in frames]
+        Eye(program, pictures[:3]).look(pictures[3])
+"""
+
+
+def test_what_was_rehearsed_leaves_no_frame_to_be_compiled_for(tmp_path):
+    """In colour, and of a camera that gives grey ones, of which a region is looked at."""
+    if os.environ.get("NUMBA_DISABLE_JIT") == "1":
+        pytest.skip("NUMBA_DISABLE_JIT is set: numba compiles nothing")
+    _run(tmp_path, REHEARSED)
+
+
 def test_from_a_cache_that_cannot_be_written_kernels_are_loaded_all_the_same(runs, tmp_path):
     _, loaded, cache = runs
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'

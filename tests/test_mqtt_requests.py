@@ -165,6 +165,26 @@ def test_a_refused_subscription_is_the_brokers_state_until_it_is_granted(
     assert caplog.text.count("does not let this station have what comes on") == 1
 
 
+def test_a_subscription_that_is_refused_for_weeks_takes_no_more_memory(
+    broker_directory, start, monkeypatch
+):
+    """A timer each half minute, and each is forgotten once it is over."""
+    monkeypatch.setattr(client_module, "ASK_AGAIN_S", 0.001)
+    with PrivateBroker(broker_directory, settings=deaf(broker_directory)) as broker:
+        station = start(
+            broker.port, username=USER, password_file=str(broker_directory / "password")
+        )
+        refusals = []
+        note = station.client._note_subscription
+        monkeypatch.setattr(
+            station.client,
+            "_note_subscription",
+            lambda topic, refusal: (refusals.append(topic), note(topic, refusal)),
+        )
+        assert eventually(lambda: len(refusals) >= 50)
+        assert len(station.client._timers) < 5
+
+
 def test_the_service_tells_of_a_refused_subscription(broker_directory, make_station, subscribe):
     with PrivateBroker(broker_directory, settings=deaf(broker_directory)) as broker:
         station = make_station(camera=SIMULATED % 30, trigger="{source: mqtt}", port=broker.port)

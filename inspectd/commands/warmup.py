@@ -11,10 +11,12 @@ import typer
 
 from inspectd.commands.teach import progress_bar
 from inspectd.eye import Eye
+from inspectd.inspector import ReducedCrop
 from inspectd.settings import AlignmentSettings, Program
 
 PICTURES = 3
-SIDES = 48, 64
+SIDES = 96, 128
+"""Of the made-up frames: more than the resolution, or they would not be reduced."""
 
 
 def warmup() -> int:
@@ -32,12 +34,13 @@ def warmup() -> int:
 
 
 def rehearse(program: Program) -> None:
-    """Learn from and judge made-up pictures: every kernel that the program needs is called."""
+    """Learn from and judge made-up frames: every kernel that the program needs is called."""
     rng = np.random.default_rng(0)
     part = rng.integers(0, 256, SIDES, np.uint8)
-    pictures = [
+    frames = [
         np.clip(part + rng.normal(0, 4, SIDES), 0, 255).astype(np.uint8) for _ in range(PICTURES)
     ]
+    pictures = [ReducedCrop.of(frame, program.resolution).picture for frame in frames]
     for count in (1, PICTURES):
         Eye(program, pictures[:count]).look(pictures[-1])
 

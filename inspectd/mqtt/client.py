@@ -252,7 +252,7 @@ class MqttClient(StandingConnection):
         """On a thread of its own, unless the connection has ended by then."""
         timer = threading.Timer(delay_s, action)
         timer.daemon = True
-        self._timers.append(timer)
+        self._timers = [*filter(threading.Thread.is_alive, self._timers), timer]
         timer.start()
 
     def _on_marker_overdue(self, connection: Connection, marker: _Marker) -> None:
