@@ -109,7 +109,7 @@ def test_what_was_rehearsed_leaves_no_frame_to_be_compiled_for(tmp_path):
     """In colour, and of a camera that gives grey ones, of which a region is looked at."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":
         pytest.skip("NUMBA_DISABLE_JIT is set: numba compiles nothing")
-    _run(tmp_path, REHEARSED)
+    assert _run(tmp_path, REHEARSED) == ""
 
 
 def test_from_a_cache_that_cannot_be_written_kernels_are_loaded_all_the_same(runs, tmp_path):
