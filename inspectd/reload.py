@@ -139,10 +139,10 @@ class Reloader:
     def _watch(self) -> None:
         station = self._filed.path.absolute()
         programs = station.parent / "programs"
+        folders = [station.parent, *([programs] if programs.is_dir() else [])]
         self._wanted.set()  # for what was saved before the watch stood
         for changes in watchfiles.watch(
-            station.parent,
-            *([programs] if programs.is_dir() else []),
+            *folders,
             watch_filter=lambda _change, path: _is_settings(Path(path), station, programs),
             debounce=LONGEST_MS,
             step=QUIET_MS,
@@ -156,7 +156,8 @@ class Reloader:
             self._note_unwatched("")
             if changes or self._wanted.is_set():
                 self._read()
-            if any(Path(path) == programs for _, path in changes):
+            replaced = any(Path(path) == programs for _, path in changes)
+            if replaced or programs.is_dir() != (programs in folders):
                 return  # to watch the folder that is there now
 
     def _read(self) -> None:

@@ -139,13 +139,15 @@ def test_a_folder_of_programs_that_is_replaced_is_watched_again(
     reloader = watched(folder, told, adopted)
     reloader.start()
     try:
+        (folder / "programs" / "block.yaml").write_text("description: w\n")
+        assert eventually(lambda: len(adopted) == 1)  # so the watch stands
         (folder / "programs").rename(tmp_path / "away")
         assert eventually(lambda: any("block.yaml" in words for _, words in told))
         (tmp_path / "away" / "block.yaml").write_text("description: y\n")
         (tmp_path / "away").rename(folder / "programs")
-        assert eventually(lambda: len(adopted) == 1)
-        (folder / "programs" / "block.yaml").write_text("description: z\n")
         assert eventually(lambda: len(adopted) == 2)
+        (folder / "programs" / "block.yaml").write_text("description: z\n")
+        assert eventually(lambda: len(adopted) == 3)
     finally:
         reloader.stop()
     assert [record for record in caplog.records if record.exc_info] == []
