@@ -15,6 +15,7 @@ from inspectd.config import settings_hash
 from inspectd.durable import replace_file, sync_folder
 from inspectd.errors import ControlError, TransientError
 from inspectd.settings import Program, Settings
+from inspectd.typed_json import JsonError, JsonReader
 
 FILE = "chosen.json"
 
@@ -138,19 +139,19 @@ def with_threshold(program: Program, region: str | None, threshold: float) -> Pr
     return replace(program, regions=regions)
 
 
-_CHOSEN = msgspec.json.Decoder(Chosen)
+_CHOSEN: JsonReader[Chosen] = JsonReader(Chosen)
 
 
 def read(folder: Path) -> tuple[Chosen, str]:
     """What was chosen, and why that is not known, for a person; empty where it is."""
     path = folder / FILE
     try:
-        return _CHOSEN.decode(path.read_bytes()), ""
+        return _CHOSEN.read(path.read_bytes()), ""
     except FileNotFoundError:
         return Chosen(), ""
     except OSError as error:
         trouble = str(error.strerror)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except JsonError as error:
         trouble = str(error)
         # Where it cannot be moved, it is replaced by the next choice.
         with contextlib.suppress(OSError):

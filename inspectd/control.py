@@ -25,6 +25,7 @@ from inspectd.looking import Look
 from inspectd.payload import StatePayload
 from inspectd.settings import SOCKET_NAME
 from inspectd.teaching import Taught
+from inspectd.typed_json import JsonError, JsonReader
 
 _logger = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     look: Look | None = None
 
 
-_REQUEST: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
-_REPLY = msgspec.json.Decoder(Reply)
+_REQUEST: JsonReader[Request] = JsonReader(Request)
+_REPLY: JsonReader[Reply] = JsonReader(Reply)
 
 Handler = Callable[[Request, Sequence[bytes]], Reply]
 """Answers a request with the contents of its pictures; may raise InspectdError."""
@@ -183,8 +184,8 @@ def _read_request(stream: BufferedIOBase) -> Request:
             f"{LONGEST_LINE} are read"
         )
     try:
-        request = _REQUEST.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # the latter from within a text
+        request = _REQUEST.read(line)
+    except JsonError as error:
         raise ControlError(f"the request is not understood: {error}") from error
     return request
 
@@ -291,8 +292,8 @@ def _read_reply(line: bytes) -> Reply:
     if not line.endswith(b"\n"):
         raise ControlError("the service ended the connection without an answer; see its log")
     try:
-        reply = _REPLY.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        reply = _REPLY.read(line)
+    except JsonError as error:
         raise ControlError(
             f"the service's answer is not understood ({error}): it may be of another version; "
             "restart it"

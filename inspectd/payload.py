@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from inspectd.errors import BrokerState
 from inspectd.records import Inspection, PictureHealth
+from inspectd.typed_json import JsonReader
 
 SCHEMA_VERSION = 1
 
@@ -569,12 +570,12 @@ def encode(payload: msgspec.Struct) -> bytes:
     return msgspec.json.encode(payload)
 
 
-_VERDICT = msgspec.json.Decoder(VerdictPayload)
+_VERDICT: JsonReader[VerdictPayload] = JsonReader(VerdictPayload)
 
 
 def decode_verdict(raw: bytes) -> VerdictPayload:
-    """Raises msgspec.ValidationError on what is no verdict."""
-    return _VERDICT.decode(raw)
+    """Raises JsonError on what is no verdict."""
+    return _VERDICT.read(raw)
 
 
 def as_historical(raw: bytes) -> bytes:

@@ -30,6 +30,7 @@ from inspectd.durable import TEMPORARY, replace_file, sync_folder
 from inspectd.errors import ReferencesError
 from inspectd.records import Image
 from inspectd.settings import RegionOfInterest
+from inspectd.typed_json import JsonReader
 
 Kept = TypeVar("Kept")
 """What is kept of a picture that was read."""
@@ -90,7 +91,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"its anchor {self.anchor} is not in its list")
 
 
-_INDEX = msgspec.json.Decoder(Index)
+_INDEX: JsonReader[Index] = JsonReader(Index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -322,9 +323,9 @@ class ReferenceStore:
         except OSError as error:
             raise _failed("read", path, error) from error
         try:
-            index = _INDEX.decode(raw)
+            index = _INDEX.read(raw)
             index.require_consistent()
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:
             raise ReferencesError(
                 f"the index of the references is damaged: {path}: {error}. Restore it from a "
                 f"backup, or move {self.directory} away and teach again"

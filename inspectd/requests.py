@@ -27,6 +27,7 @@ from inspectd.journal import Answer
 from inspectd.mqtt.messages import RequestMessage
 from inspectd.mqtt.outbox import ReplyTo
 from inspectd.payload import REQUESTS, Identifier, Response, TriggerRequest, encode
+from inspectd.typed_json import JsonError, JsonReader
 
 _logger = logging.getLogger(__name__)
 
@@ -90,9 +91,9 @@ class _Transaction(msgspec.Struct):
     transaction: Identifier | None = None
 
 
-_REQUESTS = {name: msgspec.json.Decoder(kind) for name, kind in REQUESTS.items()}
-_KEPT = msgspec.json.Decoder(_Kept)
-_TRANSACTION = msgspec.json.Decoder(_Transaction)
+_REQUESTS = {name: JsonReader[msgspec.Struct](kind) for name, kind in REQUESTS.items()}
+_KEPT: JsonReader[_Kept] = JsonReader(_Kept)
+_TRANSACTION: JsonReader[_Transaction] = JsonReader(_Transaction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +218,8 @@ class Requests:
                 f"allowed are: {known}"
             )
         try:
-            return _REQUESTS[name].decode(raw)
-        # msgspec lets the UnicodeDecodeError of a text within the JSON through as it is.
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return _REQUESTS[name].read(raw)
+        except JsonError as error:
             raise ControlError(str(error)) from error
 
     # ---- the requests' own threads -------------------------------------------------------------
@@ -262,8 +262,8 @@ class Requests:
                 return None
             if words := used_before(transaction, before.at):
                 raise ControlError(words)
-            kept = _KEPT.decode(before.response)
-        except (JournalError, msgspec.MsgspecError) as error:
+            kept = _KEPT.read(before.response)
+        except (JournalError, JsonError) as error:
             _logger.error("whether request/%s was done already is not known: %s", name, error)
             return None
         if bytes(kept.asked) != encode(job.request):
@@ -291,6 +291,6 @@ class Requests:
 def _transaction_of(raw: bytes) -> str | None:
     """As far as it can be read."""
     try:
-        return _TRANSACTION.decode(raw).transaction
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _TRANSACTION.read(raw).transaction
+    except JsonError:
         return None

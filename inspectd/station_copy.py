@@ -39,6 +39,7 @@ from inspectd.masking import holds_secret
 from inspectd.references import INDEX, ReferenceStore
 from inspectd.settings import HANDED_OVER, Settings
 from inspectd.tarball import Member, Reader, Writer, open_plain, reading, writing
+from inspectd.typed_json import JsonError, JsonReader
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -104,8 +105,8 @@ class _Format(msgspec.Struct, frozen=True):
     inspectd: str
 
 
-_FORMAT = msgspec.json.Decoder(_Format)
-_MANIFEST = msgspec.json.Decoder(Manifest)
+_FORMAT: JsonReader[_Format] = JsonReader(_Format)
+_MANIFEST: JsonReader[Manifest] = JsonReader(Manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,14 +417,14 @@ def _verified(archive: Reader) -> Manifest:
         )
     raw = archive.content(MANIFEST, LARGEST_MANIFEST)
     try:
-        made = _FORMAT.decode(raw)
+        made = _FORMAT.read(raw)
         if made.format > FORMAT:
             raise PermanentError(
                 f"{archive.path} was made by a newer inspectd ({made.inspectd}; its format is "
                 f"{made.format}, this one knows {FORMAT}): install that version"
             )
-        manifest = _MANIFEST.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        manifest = _MANIFEST.read(raw)
+    except JsonError as error:
         raise PermanentError(f"{archive.path} is damaged: its {MANIFEST}: {error}") from error
     if archive.unsound:
         raise PermanentError(f"{archive.path} {archive.unsound}: nothing of it is unpacked")

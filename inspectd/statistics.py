@@ -36,6 +36,7 @@ from inspectd.payload import (
 from inspectd.periodic import Periodic
 from inspectd.settings import Station
 from inspectd.tally import SCORE_EDGES, Tally, fails_in_a_row, shift_beginning, shift_end
+from inspectd.typed_json import JsonError, JsonReader
 
 _logger = logging.getLogger(__name__)
 
@@ -411,7 +412,7 @@ class Statistics:
     def _recount(self, seq: int, payload: bytes) -> None:
         try:
             verdict = decode_verdict(payload)
-        except msgspec.MsgspecError as error:
+        except JsonError as error:
             _logger.warning("verdict %d is in no count, for it cannot be read: %s", seq, error)
             return
         with self._lock:
@@ -474,18 +475,18 @@ def _times(shifts: Sequence[str]) -> tuple[time_of_day, ...]:
     return tuple(sorted({time_of_day.fromisoformat(shift) for shift in shifts}))
 
 
-_MEMORY = msgspec.json.Decoder(Memory)
+_MEMORY: JsonReader[Memory] = JsonReader(Memory)
 
 
 def _read(path: Path) -> Memory | None:
     """What was kept; None where there is nothing of use, which is set aside."""
     try:
-        return _MEMORY.decode(path.read_bytes())
+        return _MEMORY.read(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         trouble = str(error.strerror)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except JsonError as error:
         trouble = str(error)
         # Where it cannot be moved, it is replaced by the next that is kept.
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inspectd"
 
 LAYERS = {
-    0: {"records", "settings", "config", "errors", "jit", "durable", "__init__"},
+    0: {"records", "settings", "config", "errors", "jit", "durable", "typed_json", "__init__"},
     1: {"soartc", "imaging", "limits", "payload", "masking"},
     2: {"eye", "inspector"},
     3: {
@@ -156,27 +156,48 @@ def test_each_library_is_imported_in_one_place(library):
     assert importers <= ONLY_IMPORTERS[library]
 
 
-def decodes_a_type(node):
-    """Whether it is a call such as `msgspec.json.decode(raw, type=Index)`."""
-    return (
-        isinstance(node, ast.Call)
-        and ast.unparse(node.func) == "msgspec.json.decode"
-        and any(keyword.arg == "type" for keyword in node.keywords)
-    )
+def used(tree, name):
+    return [
+        node for node in ast.walk(tree) if isinstance(node, ast.expr) and ast.unparse(node) == name
+    ]
 
 
-def test_decoders_are_made_while_modules_are_loaded():
+def within_functions(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+
+
+def places(path, nodes):
+    return [f"{path.relative_to(ROOT)}:{node.lineno}" for node in nodes]
+
+
+def test_json_is_read_in_one_place():
+    reading = ("msgspec.json.decode", "msgspec.json.Decoder")
+    assert used(ast.parse("msgspec.json.decode(raw, type=Index)"), reading[0])
+    found = [
+        place
+        for path in modules()
+        if path.name != "typed_json.py"
+        for name in reading
+        for place in places(path, used(ast.parse(path.read_text()), name))
+    ]
+    assert found == []
+
+
+def test_json_readers_are_made_while_modules_are_loaded():
     """By one thread. msgspec 0.22 looks at a type when it first decodes one, and where two threads
     do so at once, the process ends by a segmentation fault.
     """
-    assert decodes_a_type(ast.parse("msgspec.json.decode(raw, type=Index)").body[0].value)
-    late = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+    late = ast.parse("def f():\n return JsonReader[int](int)")
+    assert [used(node, "JsonReader") for node in within_functions(late)] != [[]]
+    found = [
+        place
         for path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if decodes_a_type(node)
+        for function in within_functions(ast.parse(path.read_text()))
+        for place in places(path, used(function, "JsonReader"))
     ]
-    assert late == []
+    assert found == []
 
 
 def test_the_list_of_packages_is_complete():

@@ -351,11 +351,17 @@ def test_a_verdict_committed_but_not_yet_offered_is_not_taken_for_backlog(broker
     assert order == [(1, "late"), (2, "live")]
 
 
-def test_a_row_that_cannot_be_read_does_not_hold_up_the_others(broker, build, subscribe, caplog):
+@pytest.mark.parametrize("damage", [(b'"', b""), (b'"PASS"', b'"\xd0ASS"')])
+def test_a_row_that_cannot_be_read_does_not_hold_up_the_others(
+    broker, build, subscribe, caplog, damage
+):
     station = build(broker.port)
     for _ in range(3):
         station.commit(offer=False)
-    station.journal._connection.execute("UPDATE inspection SET payload = '{}' WHERE seq = 2")
+    ((payload,),) = station.journal._query("SELECT payload FROM inspection WHERE seq = 2")
+    station.journal._connection.execute(
+        "UPDATE inspection SET payload = ? WHERE seq = 2", [payload.replace(*damage)]
+    )
     subscriber = subscribe(broker)
     station.start()
     late = subscriber.wait_for(TOPICS.verdict, 2)

@@ -56,6 +56,7 @@ from inspectd.records import (
     Verdict,
 )
 from inspectd.state import State
+from inspectd.typed_json import JsonError
 
 NOW = datetime(2026, 7, 29, 6, 30, 1, 250000, tzinfo=UTC)
 
@@ -383,7 +384,7 @@ def test_a_verdict_from_the_backlog_differs_in_one_field_only():
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"{}", b'{"verdict":"PASS"}', b"[1]"])
 def test_what_is_no_verdict_is_refused(raw):
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(JsonError):
         decode_verdict(raw)
 
 

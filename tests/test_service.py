@@ -229,7 +229,7 @@ def test_requests(
         b"nonsense": "JSON",
         b'{"part_id": 5}': "part_id",
         b'{"part": "A-2"}': "part",
-        b'{"part_id": "\xff\xfe"}': "utf-8",
+        b'{"part_id": "\xff\xfe"}': "not UTF-8 text",
         b"null": "object",
     }
     for payload in wrong:

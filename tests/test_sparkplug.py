@@ -604,8 +604,12 @@ def test_nothing_is_published_until_the_primary_host_is_online(
     station.commit()
     assert eventually(lambda: station.node._host_timestamp == 1000)
     assert of_sparkplug(listener) == []
-    listener.publish(STATE, b"ONLINE", retain=False, properties=None)  # of Sparkplug 2.2
-    assert eventually(lambda: f"a message on {STATE} is ignored" in caplog.text)
+    of_sparkplug_2_2 = b"ONLINE"
+    ignored = f"a message on {STATE} is ignored"
+    no_states = [of_sparkplug_2_2, b'{"online": "\xff"}', b'{"x": ' + b"[" * 100_000]
+    for number, raw in enumerate(no_states, 1):
+        listener.publish(STATE, raw, retain=False, properties=None)
+        assert eventually(lambda said=number: caplog.text.count(ignored) == said)
     assert of_sparkplug(listener) == []
     send_state(listener, online=True, timestamp=1000)
     listener.wait_for(topic("DDATA", "connector"))
@@ -787,9 +791,10 @@ def test_a_new_journal_is_sent_from_its_beginning(tmp_path):
     assert Memory(path, "old", 52).missing.ranges == ((51, 52),)
 
 
-def test_a_damaged_memory_is_reported_and_begun_anew(tmp_path, caplog):
+@pytest.mark.parametrize("damaged", [b'{"bd_seq": ', b'{"bd_seq": 1, "journal": "\xd0"'])
+def test_a_damaged_memory_is_reported_and_begun_anew(tmp_path, caplog, damaged):
     path = tmp_path / "sparkplug.json"
-    path.write_bytes(b'{"bd_seq": ')
+    path.write_bytes(damaged)
     memory = Memory(path, "journal", 9)
     assert (memory.next_bd_seq, bool(memory.missing)) == (0, False)
     assert str(path) in caplog.text

@@ -34,6 +34,7 @@ from inspectd.journal.database import (
 )
 from inspectd.journal.lock import take_lock
 from inspectd.payload import VerdictPayload, decode_verdict, encode
+from inspectd.typed_json import JsonError
 
 _PROBE_BYTES = 65536
 _ROOM_BYTES = 2 << 20  # about a thousand verdicts
@@ -231,7 +232,7 @@ class Journal:
         seq, payload = rows[0]
         try:
             return decode_verdict(payload)
-        except msgspec.MsgspecError as error:
+        except JsonError as error:
             raise JournalError(
                 f"verdict {seq} of the journal could not be read: {error} ({self.path})"
             ) from error

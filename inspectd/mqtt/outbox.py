@@ -24,13 +24,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Unpack
 
-import msgspec
-
 from inspectd.errors import BrokerState, BrokerUnavailable, JournalError, MessageTooLarge
 from inspectd.mqtt import words
 from inspectd.mqtt.messages import PublishOptions
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import MapPayload, Response, VerdictPayload, as_historical, encode
+from inspectd.typed_json import JsonError
 
 _logger = logging.getLogger(__name__)
 
@@ -527,7 +526,7 @@ class Outbox:
         """Raises BrokerUnavailable."""
         try:
             payload = as_historical(row.payload)
-        except msgspec.MsgspecError as error:
+        except JsonError as error:
             _logger.error("verdict %d stays in the journal: it cannot be read: %s", row.seq, error)
         else:
             self._send_verdict(row.seq, row.id, payload)

@@ -23,8 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from inspectd import __version__
 from inspectd.errors import BrokerUnavailable, JournalError
 from inspectd.mqtt import sparkplug_payload as encoding
@@ -35,6 +33,7 @@ from inspectd.mqtt.sparkplug_memory import Memory
 from inspectd.mqtt.standing import StandingConnection
 from inspectd.payload import VerdictPayload, decode_verdict
 from inspectd.settings import MqttSettings
+from inspectd.typed_json import JsonError
 
 _logger = logging.getLogger(__name__)
 
@@ -364,7 +363,7 @@ class SparkplugNode(StandingConnection):
     def _on_host_state(self, raw: bytes) -> None:
         try:
             state = encoding.decode_host_state(raw)
-        except msgspec.MsgspecError as error:
+        except JsonError as error:
             _logger.warning("a message on %s is ignored: %s", self._host_topic, error)
             return
         if self._host_timestamp is not None and state.timestamp < self._host_timestamp:
@@ -455,7 +454,7 @@ class SparkplugNode(StandingConnection):
         row = self._late[0]
         try:
             verdict = decode_verdict(row.payload)
-        except msgspec.MsgspecError as error:
+        except JsonError as error:
             _logger.error("verdict %d stays in the journal: it cannot be read: %s", row.seq, error)
         else:
             self._send(verdict, historical=True)

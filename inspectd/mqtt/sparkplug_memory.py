@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from inspectd.durable import replace_file, sync_folder
+from inspectd.typed_json import JsonError, JsonReader
 
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class _File(msgspec.Struct, frozen=True):
     missing: tuple[tuple[int, int], ...]
 
 
-_FILE = msgspec.json.Decoder(_File)
+_FILE: JsonReader[_File] = JsonReader(_File)
 
 
 class Memory:
@@ -130,10 +131,10 @@ class Memory:
 
     def _read(self) -> _File | None:
         try:
-            return _FILE.decode(self._path.read_bytes())
+            return _FILE.read(self._path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, JsonError) as error:
             _logger.error(
                 "%s cannot be read: %s; Sparkplug begins anew, and verdicts that it still had to "
                 "send stay in the journal",

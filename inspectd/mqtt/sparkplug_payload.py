@@ -26,6 +26,7 @@ from inspectd.mqtt.sparkplug_b_pb2 import (
     UInt64,
 )
 from inspectd.payload import VerdictPayload
+from inspectd.typed_json import JsonReader
 
 Value = str | int | float | bool | datetime | None
 
@@ -159,12 +160,12 @@ class HostState(msgspec.Struct, frozen=True):
     """Milliseconds since 1970, by the host's clock."""
 
 
-_HOST_STATE = msgspec.json.Decoder(HostState)
+_HOST_STATE: JsonReader[HostState] = JsonReader(HostState)
 
 
 def decode_host_state(raw: bytes) -> HostState:
-    """Raises msgspec.MsgspecError on what is no STATE of Sparkplug 3.0."""
-    return _HOST_STATE.decode(raw)
+    """Raises JsonError on what is no STATE of Sparkplug 3.0."""
+    return _HOST_STATE.read(raw)
 
 
 def _captured(verdict: VerdictPayload) -> int:

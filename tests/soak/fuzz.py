@@ -16,6 +16,7 @@ from inspectd.errors import Problem, SettingsError
 from inspectd.mqtt.topics import Topics
 from inspectd.payload import REQUESTS
 from inspectd.settings import MqttSettings, Settings
+from inspectd.typed_json import JsonError, JsonReader
 from soak import mutations
 from soak.consumer import Arrival, Consumer
 from soak.report import Report, percentile
@@ -24,6 +25,7 @@ from soak.rig import crashes, kept, start, wait_online, workplace
 ANSWER_S = 10.0
 RELOAD_MS = 1000.0
 ANSWERS = "plant/answer"
+_READERS = {name: JsonReader[msgspec.Struct](kind) for name, kind in REQUESTS.items()}
 PROGRAM_TEXT = """\
 description: 27 pins
 resolution: 100
@@ -238,8 +240,8 @@ def _is_good(name: str, raw: bytes) -> bool:
     if name not in REQUESTS or name not in MqttSettings().requests:
         return False
     try:
-        msgspec.json.decode(raw or b"{}", type=REQUESTS[name])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        _READERS[name].read(raw or b"{}")
+    except JsonError:
         return False
     return True
 
