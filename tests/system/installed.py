@@ -23,15 +23,13 @@ VERDICT_S = 20.0
 
 Verdict = dict[str, Any]
 
-FIGURES: list[str] = []
-"""What was measured; printed at the end of the run."""
-
 
 class Station:
     """The one of the unit `inspectd@default`, and a consumer that logs in to its broker."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.installed_after_s = 0.0
         # From where it is installed, so that a script which imports from there fails.
         (machine.shared / "numpy.py").write_text("raise SystemExit('not the library')\n")
 

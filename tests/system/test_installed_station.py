@@ -18,7 +18,6 @@ import pytest
 from installed import (
     BROKER,
     BUNDLES,
-    FIGURES,
     INSTALL_S,
     PROGRAM,
     PROGRAM_FILE,
@@ -61,9 +60,8 @@ def installed(request: pytest.FixtureRequest, bundles: Path) -> Iterator[Station
             station = Station(machine)
             began = time.monotonic()
             done = station.install("--mosquitto")
-            took = time.monotonic() - began
+            station.installed_after_s = time.monotonic() - began
             assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-            FIGURES.append(f"{request.param}: install.sh --mosquitto took {took:.0f} s")
             machine.edit(SETTINGS, "  defect_rate: 0.1", "  defect_rate: 0.0")
             machine.edit(SETTINGS, "  #interval_s: 1.0", "  interval_s: 0.5")
             machine.run(f"inspectd teach {PROGRAM} --frames {REFERENCES}")
@@ -85,7 +83,8 @@ def station(installed: Station) -> Station:
 # ---- What install.sh made ------------------------------------------------------------------------
 
 
-def test_says_ready_when_it_judges(station):
+def test_says_ready_when_it_judges(station, measured):
+    measured(f"install.sh --mosquitto took {station.installed_after_s:.0f} s")
     machine = station.machine
     assert station.is_active
     assert station.state()["state"] == "judging"
@@ -112,7 +111,7 @@ def test_units_are_clean(station):
         assert done.returncode == 0
 
 
-def test_units_are_confined(station, request):
+def test_units_are_confined(station, measured):
     for unit in ("inspectd@.service", "inspectd-warmup.service"):
         done = station.machine.result(
             f"systemd-analyze security --no-pager --offline=yes --threshold={EXPOSURE} "
@@ -120,7 +119,7 @@ def test_units_are_confined(station, request):
         )
         figure = re.search(r"Overall exposure level.*?: (\S+)", done.stdout)
         assert figure is not None, done.stdout + done.stderr
-        FIGURES.append(f"{release_of(request)}: {unit} has an exposure of {figure[1]} of 10")
+        measured(f"{unit} has an exposure of {figure[1]} of 10")
         assert done.returncode == 0, figure[0]
 
 
@@ -282,14 +281,14 @@ def test_comes_back_after_sigkill_without_a_gap(station):
     station.wait_until_gapless()
 
 
-def test_the_watchdog_restarts_a_frozen_daemon(station, request):
+def test_the_watchdog_restarts_a_frozen_daemon(station, measured):
     machine, pid = station.machine, station.pid
     assert machine.property_of(UNIT, "WatchdogUSec") not in ("0", "infinity")
     began = time.monotonic()
     machine.run(f"kill -STOP {pid}")
     station.wait_for_another(pid, 120.0)
     took = time.monotonic() - began
-    FIGURES.append(f"{release_of(request)}: {took:.1f} s from frozen to READY again")
+    measured(f"{took:.1f} s from frozen to READY again")
     assert "watchdog" in machine.journal(f"-u {UNIT}").lower()
     station.next_verdict()
     station.wait_until_gapless()
@@ -315,16 +314,14 @@ def test_nothing_is_lost_while_the_broker_is_away(station):
 # ---- Start and wear ------------------------------------------------------------------------------
 
 
-def test_start_is_measured_warm_and_cold(station, request):
+def test_start_is_measured_warm_and_cold(station, measured):
     warm_s = started_after_s(station, "touch /run/marker")
     assert kernels_since(station, "/run/marker") == []
     cold_s = started_after_s(station, "rm -r /var/cache/inspectd")
     assert kernels_since(station, "/run/marker") != []
     folders = "/var/cache/inspectd /var/cache/inspectd/kernels"
     assert station.machine.run(f"stat -c '%a %U' {folders}").splitlines() == ["750 inspectd"] * 2
-    FIGURES.append(
-        f"{release_of(request)}: start to READY {warm_s:.1f} s warm, {cold_s:.1f} s cold"
-    )
+    measured(f"start to READY {warm_s:.1f} s warm, {cold_s:.1f} s cold")
     station.wait_until_gapless()
 
 
@@ -345,7 +342,7 @@ def started_after_s(station: Station, what: str) -> float:
     return took
 
 
-def test_an_idle_station_writes_nothing_but_its_journal(station, request):
+def test_an_idle_station_writes_nothing_but_its_journal(station, measured):
     machine = station.machine
     before = machine.read(SETTINGS)
     machine.edit(SETTINGS, "  interval_s: 0.5\n", "")
@@ -366,8 +363,8 @@ def test_an_idle_station_writes_nothing_but_its_journal(station, request):
         touched = machine.run(f"find {places} -type f -newer /run/marker").split()
     finally:
         machine.write(SETTINGS, before + "\n")
-    FIGURES.append(
-        f"{release_of(request)}: idle for {IDLE_S:g} s, {count} bytes written by the daemon, "
+    measured(
+        f"idle for {IDLE_S:g} s, {count} bytes written by the daemon, "
         f"the last of them before {last_s:.0f} s, {lines} lines in the log"
     )
     assert station.pid == pid
@@ -388,12 +385,12 @@ def written(station: Station, pid: int) -> int:
     return int(next(line for line in counters if line.startswith("write_bytes:")).split()[1])
 
 
-def test_comes_back_by_itself_after_a_reboot(station, request):
+def test_comes_back_by_itself_after_a_reboot(station, measured):
     boot = station.next_verdict()["boot_id"]
     reboot(station)
     assert station.is_active
     station.next_verdict(lambda one: one["boot_id"] != boot, "one of the next start")
-    FIGURES.append(f"{release_of(request)}: READY {station.start_took_s():.1f} s after a boot")
+    measured(f"READY {station.start_took_s():.1f} s after a boot")
     station.wait_until_gapless()
 
 
@@ -666,7 +663,7 @@ def test_works_on_a_root_that_forgets_with_its_state_elsewhere(station):
 READ_ONLY = ("--read-only", "--tmpfs=/var/tmp:mode=1777", "--tmpfs=/var/log")
 
 
-def test_works_on_a_root_that_cannot_be_written_with_its_state_elsewhere(station, request):
+def test_works_on_a_root_that_cannot_be_written_with_its_state_elsewhere(station, measured):
     """As docs/systemd.md has it: two folders on the disk, three in memory."""
     machine = station.machine
     boot = station.next_verdict()["boot_id"]
@@ -680,10 +677,7 @@ def test_works_on_a_root_that_cannot_be_written_with_its_state_elsewhere(station
         station.next_verdict(lambda one: one["boot_id"] != boot, "one of the next start")
         station.next_verdict(lambda one: one["verdict"] == "PASS", "a PASS")
         station.next_verdict(lambda one: one["verdict"] == "FAIL", "a FAIL")
-        FIGURES.append(
-            f"{release_of(request)}: READY {station.start_took_s():.1f} s after a boot with a "
-            "read-only root"
-        )
+        measured(f"READY {station.start_took_s():.1f} s after a boot with a read-only root")
         # Else Numba has taken the user's own folder, and compiled all of them anew.
         assert machine.result("test -e /var/lib/inspectd/.cache").returncode == 1
         assert "cannot be kept" not in machine.journal(f"-u {UNIT}")
@@ -769,7 +763,3 @@ def test_purge_leaves_nothing_but_names_what_lies_elsewhere(installed):
     for path in ("/etc/inspectd", "/opt/inspectd", "/var/cache/inspectd"):
         assert machine.result(f"test -e {path}").returncode == 1, path
     assert machine.result("getent passwd inspectd").returncode != 0
-
-
-def release_of(request: pytest.FixtureRequest) -> str:
-    return str(request.node.callspec.params["installed"])
