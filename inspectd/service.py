@@ -119,6 +119,8 @@ LAST_PART_S = 0.4
 LAST_MESSAGES_S = 0.6
 LAST_PICTURES_S = 0.5
 GOODBYE_S = 0.5
+OUTBOX_S = 5.0
+"""What a request may wait for the thread that sends verdicts; it needs milliseconds."""
 SNAPSHOT_EXPIRY_S = 60
 
 
@@ -537,14 +539,23 @@ class Service:
 
     def _resend(self, request: ResendRequest) -> str:
         last = min(request.last, self._recorder.last_seq())
-        marked = self._recorder.mark_unsent(request.first, last) if request.first <= last else 0
+        marked = self._mark_unsent(request.first, last) if request.first <= last else 0
         if not marked:
             raise ControlError(
                 f"the journal keeps no verdict from {request.first} to {request.last}; the last "
                 f"one is {self._recorder.last_seq()}"
             )
-        self._outbox.look_back()
         return f"verdicts that follow once more, marked historical: {marked}"
+
+    def _mark_unsent(self, first: int, last: int) -> int:
+        if not self._outbox.forget_sent(first, last, OUTBOX_S):
+            raise ControlError(
+                f"the outbox has not answered for {OUTBOX_S:g} s, for it is busy; ask again"
+            )
+        try:
+            return self._recorder.mark_unsent(first, last)
+        finally:
+            self._outbox.look_back()
 
     # ---- other settings --------------------------------------------------------------------------
 

@@ -370,6 +370,24 @@ def test_a_row_that_cannot_be_read_does_not_hold_up_the_others(
     assert "verdict 2 stays in the journal" in caplog.text
 
 
+def test_what_is_to_be_sent_again_is_not_marked_by_an_acknowledgement_of_before(
+    broker, build, subscribe, monkeypatch
+):
+    monkeypatch.setattr(outbox_module, "MARK_DELAY_S", 60.0)
+    station = build(broker.port)
+    subscriber = subscribe(broker)
+    station.start()
+    assert station.is_live()
+    station.commit()
+    station.commit()
+    assert eventually(lambda: station.outbox._to_mark == [1, 2])
+    assert station.outbox.forget_sent(1, 1, TIMEOUT_S)
+    assert station.journal.mark_unsent(1, 1) == 1
+    station.outbox.look_back()
+    messages = subscriber.wait_for(TOPICS.verdict, 3)
+    assert live_and_late(messages) == [(1, "live"), (2, "live"), (1, "late")]
+
+
 class FaultyJournal:
     """The real one, but some of its calls fail once."""
 

@@ -215,6 +215,18 @@ class Outbox:
         """Have a function called on the outbox's thread, which shows that it lives; not to wait."""
         self._events.put(answer)
 
+    def forget_sent(self, first: int, last: int, timeout_s: float) -> bool:
+        """Call it before rows are marked unsent, and then `look_back`.
+
+        Else one whose acknowledgement is still to be noted would be marked as sent after all.
+
+        Returns:
+            False if the time was over first.
+        """
+        forgotten = threading.Event()
+        self._events.put(lambda: self._forget_sent(range(first, last + 1), forgotten))
+        return forgotten.wait(timeout_s)
+
     def look_back(self) -> None:
         """Rows of the journal are unsent again: they follow with the backlog."""
         self._events.put(self._rewind_backlog)
@@ -317,6 +329,14 @@ class Outbox:
         self._offered_up_to = 0
         self._backlog_from = None
         self._in_flight = {mid: _Sent(sent.topic, None) for mid, sent in self._in_flight.items()}
+
+    def _forget_sent(self, seqs: range, forgotten: threading.Event) -> None:
+        self._to_mark = [seq for seq in self._to_mark if seq not in seqs]
+        self._in_flight = {
+            mid: _Sent(sent.topic, None) if sent.seq in seqs else sent
+            for mid, sent in self._in_flight.items()
+        }
+        forgotten.set()
 
     def _on_connected(self) -> None:
         self._on_lost()
