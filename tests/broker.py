@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from uuid import uuid4
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -26,6 +27,8 @@ class Subscriber:
     def __init__(self, port: int) -> None:
         self._messages: list[paho.MQTTMessage] = []
         self._arrival = threading.Condition(threading.RLock())
+        self._own = f"caught-up/{uuid4().hex}"
+        self._caught_up = threading.Event()
         subscribed = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         self._client.on_message = self._on_message
@@ -37,6 +40,9 @@ class Subscriber:
         assert subscribed.wait(TIMEOUT_S), "the broker does not acknowledge a subscription"
 
     def _on_message(self, _client, _userdata, message: paho.MQTTMessage) -> None:
+        if message.topic == self._own:
+            self._caught_up.set()
+            return
         with self._arrival:
             self._messages.append(message)
             self._arrival.notify_all()
@@ -63,6 +69,12 @@ class Subscriber:
     ) -> None:
         info = self._client.publish(topic, payload, 1, retain, properties)
         info.wait_for_publish(TIMEOUT_S)
+
+    def catch_up(self) -> None:
+        """Wait for all that the broker has acknowledged so far: it keeps the order."""
+        self._caught_up.clear()
+        self._client.publish(self._own, qos=1)
+        assert self._caught_up.wait(TIMEOUT_S), "the broker brings no message back"
 
     def close(self) -> None:
         self._client.disconnect()

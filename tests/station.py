@@ -102,6 +102,11 @@ class Station:
                 return []
             return [(seq, id_, bool(sent)) for seq, id_, sent in found]
 
+    def wait_until_sent(self) -> None:
+        """Until what was judged so far is sent: a stop does not wait for the backlog."""
+        behind = len(self.rows())
+        assert eventually(lambda: all(sent for _, _, sent in self.rows()[:behind]))
+
     def clean_up(self) -> None:
         for service in self.started:
             service.kill()

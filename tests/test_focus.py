@@ -272,6 +272,7 @@ def test_a_running_station_looks_between_two_parts_and_gives_no_verdict_for_it(
     assert (last["seq"], last["part_id"]) == (2, "A-2")
     assert len(station.rows()) == 2
     assert service.stop() == 0, service.log
+    subscriber.catch_up()
     for topic in (TOPICS.verdict, TOPICS.result, TOPICS.response("trigger")):
         assert len(subscriber.received(topic)) == 2
 

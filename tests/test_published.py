@@ -61,6 +61,7 @@ def test_all_that_a_broker_delivers_fits_its_schema(
     for topic in (TOPICS.map, TOPICS.heatmap_id, TOPICS.snapshot, TOPICS.heartbeat):
         subscriber.wait_for(topic)
     assert service.stop() == 0, service.log
+    subscriber.catch_up()
     came = {
         message.topic.removeprefix(f"{TOPICS.base}/"): message.payload
         for message in subscriber.everything()

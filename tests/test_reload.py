@@ -530,6 +530,7 @@ def test_a_subscriber_sees_statistics_heartbeat_and_home_assistant_and_the_disk_
     counts = [json.loads(beat.payload)["count"] for beat in beats]
     assert counts == list(range(1, len(counts) + 1))
     assert service.stop() == 0, service.log
+    subscriber.catch_up()
     statistics = decoded(subscriber, TOPICS.statistics)[-1]
     assert statistics["since_start"]["by_verdict"]["FAIL"] == 2
     Draft202012Validator(json_schemas()["statistics"]).validate(statistics)

@@ -41,6 +41,8 @@ def outage(*, seconds: float = 600.0, rate: float = 10.0, warm_up_s: float = 20.
             waited = _wait_for_backlog(station, report, seconds * rate)
             used = memory.values[begun:]
         service.stop()
+        goodbye = eventually(lambda: consumer.says(consumer.topics.availability, b"offline"))
+        report.demand(goodbye, "the station does not say that it goes")
         _check(report, consumer, station, away_at)
     report.figure("from the broker's return to the last late verdict", waited, "s")
     report.figure("memory before", used[0], "MiB")
@@ -70,6 +72,9 @@ def _wait_for_backlog(station: Station, report: Report, late: float) -> float:
         return all(sent for _, _, sent in station.rows()[:-5])
 
     came = eventually(sent, timeout_s)
+    # It has a connection again: what came before is among these.
+    behind = len(station.rows())
+    came &= eventually(lambda: all(sent for _, _, sent in station.rows()[:behind]))
     report.demand(came, f"the backlog is not sent within {timeout_s:.0f} s")
     return time.monotonic() - begun
 
