@@ -157,8 +157,11 @@ def test_a_running_service_is_asked_and_keeps_its_camera(
         assert levels(found["picture"]) == ["ok"]
         assert "sound" in found["journal"][0]["message"]
 
-        with station.file.open("a") as file:
-            file.write("queue: 3\n")
+        # What a station that runs would take over by itself, it might have before it is asked.
+        text = station.file.read_text()
+        station.file.write_text(
+            text.replace("{directory: state}", "{directory: state, sync: normal}")
+        )
         assert "restart" in run(station, monkeypatch, capsys)[1]["service"][0]["fix"]
     finally:
         service.stop()
