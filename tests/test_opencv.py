@@ -221,13 +221,12 @@ def test_a_stall_is_a_timeout_and_passes(source):
         assert source.made_at[number_in(frame.pixels)] > trigger
 
 
-def test_a_long_stall_is_a_loss(source, monkeypatch):
-    monkeypatch.setattr(opencv, "READ_TIMEOUT_MS", 300)
+def test_a_long_stall_is_a_loss(source):
     camera = OpencvCamera(source.settings)
     with camera:
         camera.capture(time.monotonic_ns(), LONG_S)
         source.flowing.clear()
-        with pytest.raises(CameraLost, match=r"it ended, or it sent nothing for 0.3 s"):
+        with pytest.raises(CameraLost, match=r"it ended, or it sent nothing for 3 s"):
             camera.capture(time.monotonic_ns(), LONG_S)
     source.flowing.set()
     with camera:
