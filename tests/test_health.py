@@ -428,7 +428,7 @@ def test_the_thread_reports_at_once_and_ends():
     mailbox.monitor.start()
     assert mailbox.messages.get(timeout=WAIT_S).station == "line1"
     mailbox.monitor.stop()
-    assert not threads_of_health()
+    assert eventually(lambda: not threads_of_health())
 
 
 def test_what_was_not_started_can_be_stopped_and_reports_nothing():

@@ -56,7 +56,7 @@ def test_it_acts_at_once_and_when_it_is_woken_and_finishes_when_it_is_stopped():
     bench.periodic.wake()
     assert bench.words(1) == ["acted"]
     bench.periodic.stop()
-    assert not threads()
+    assert eventually(lambda: not threads())
     assert bench.words(1) == ["finished"]
     assert bench.said.empty()
 
@@ -79,7 +79,7 @@ def test_an_end_that_fails_is_logged(caplog):
     periodic = Periodic("again", lambda: None, NEVER_S, trouble="it went wrong", finish=fail)
     periodic.start()
     periodic.stop()
-    assert not threads()
+    assert eventually(lambda: not threads())
     assert "a full disk" in caplog.text
 
 

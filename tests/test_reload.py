@@ -567,7 +567,7 @@ def test_settings_that_are_being_put_in_force_while_the_station_stops_leave_noth
     main.join(30)
     assert not main.is_alive()
     assert done.wait(30)
-    assert not service._broker._client._thread.is_alive()
+    assert eventually(lambda: not service._broker._client._thread.is_alive())
     with pytest.raises(ControlError, match="is stopping"):
         service._adopt(load(station.file))
 

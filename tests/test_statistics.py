@@ -673,7 +673,7 @@ def test_the_thread_reports_at_once_and_for_the_last_time(running, tmp_path):
     assert messages.get(timeout=WAIT_S).since_start.inspected == 0
     thread.note(journal.commit(a_verdict()))
     thread.stop()
-    assert not threads_named("statistics")
+    assert eventually(lambda: not threads_named("statistics"), WAIT_S)  # a sync may take longer
     assert messages.get(timeout=WAIT_S).since_start.inspected == 1
     assert json.loads((tmp_path / "statistics.json").read_text())["seq"] == 1
 
