@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from inspectd.errors import PermanentError
 from inspectd.mqtt.access import read_access
 from inspectd.settings import GpioTrigger, Settings, SimulatedCamera
 from inspectd.settings import Station as StationSettings
-from inspectd.supervision import longest_step_s
+from inspectd.supervision import FEED_S, longest_step_s
 from inspectd.systemd import (
     LONGEST_STATUS,
     JournalHandler,
@@ -395,7 +396,12 @@ def test_the_watchdog_starves_while_a_call_hangs(
         if where == "in_driver":
             hung = manager.wait_for("STATUS=camera fault: .*does not answer", hung)
         else:
-            reload_and_wait(service, manager)  # what was done before it hung may have been fed for
+            # What was done before it hung is fed for once that is due, maybe just behind a READY.
+            due_at = time.monotonic() + FEED_S
+            while time.monotonic() < due_at:
+                reload_and_wait(service, manager)
+            for _ in range(2):
+                reload_and_wait(service, manager)
             hung = len(manager.messages)
         for _ in range(4):
             reload_and_wait(service, manager)
