@@ -113,8 +113,10 @@ def test_an_edge_is_answered_on_the_pins(station: Station, plc: Plc):
     with Running(station):
         assert eventually(lambda: plc.reads(READY))
         assert plc.answer == ""
-        for answer in ("OK", "NG", "NG"):
+        for count, answer in enumerate(("OK", "NG", "NG"), 1):
             plc.edge()
+            # The answer before stands until then, and may be the same.
+            assert eventually(lambda count=count: len(station.rows()) == count)
             plc.wait_for(answer)
     assert not plc.reads(READY)
     assert plc.answer == ""
