@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 from broker import Subscriber
+from hypothesis import HealthCheck, settings
 from sensor import Scene
 from station import MADE, Station
 
 from inspectd import cli
 from inspectd.commands.private_broker import PrivateBroker, find_mosquitto
+
+# The same examples in each run, and none that is refused because the machine is busy.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -665,7 +665,7 @@ def outcome(text, kind):
         return None, error.problems
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@settings(max_examples=200)
 @given(mutated())
 def test_any_text_is_settings_or_problems_with_lines(case):
     name, text = case

@@ -379,7 +379,7 @@ def play(pulses: VerdictPulses, events: list[tuple[float, str]]):
     return intervals
 
 
-@hypothesis_settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis_settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.floats(0, 0.15), st.sampled_from(["ok", "ng", "trigger"])),

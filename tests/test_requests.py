@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from broker import eventually
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inspectd import requests
@@ -278,8 +278,7 @@ def test_when_the_service_stops_what_waits_is_refused(bench: Bench):
     assert sum("stopping" in (answer.error or "") for _, answer in bench.responses) >= 3
 
 
-@seed(5)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from([*REQUESTS, "nonsense", ""]),
     payload=st.one_of(
