@@ -157,12 +157,12 @@ def test_schema(run: Run):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("state}", "cell.yaml}"), "cannot be opened"),
+        (("state}", "/dev/null}"), "cannot be opened"),
         ((SIMULATED % 1000, "{driver: replay, path: nowhere}"), "no such folder or file"),
         (("state}", f"{'x' * 100}}}"), "path is too long"),
     ],
 )
-def test_what_forbids_a_start_is_told(
+def test_what_keeps_the_service_from_starting_is_told(
     run: Run, station: Station, change: tuple[str, str], said: str
 ):
     station.file.write_text(station.file.read_text().replace(*change))
