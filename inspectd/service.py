@@ -550,7 +550,7 @@ class Service:
     def _mark_unsent(self, first: int, last: int) -> int:
         if not self._outbox.forget_sent(first, last, OUTBOX_S):
             raise ControlError(
-                f"the outbox has not answered for {OUTBOX_S:g} s, for it is busy; ask again"
+                f"the thread that sends verdicts has been busy for {OUTBOX_S:g} s; ask again"
             )
         try:
             return self._recorder.mark_unsent(first, last)
