@@ -1,5 +1,6 @@
 """The other end of MQTT in the tests: a subscriber that owes nothing to `inspectd.mqtt`."""
 
+import re
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from inspectd.commands.private_broker import HOST
+from inspectd.commands.private_broker import HOST, PrivateBroker
 
 TIMEOUT_S = 15.0
 
@@ -83,6 +84,16 @@ class Subscriber:
 
 def payloads(messages: list[paho.MQTTMessage]) -> list[bytes]:
     return [message.payload for message in messages]
+
+
+def has_said_goodbye(broker: PrivateBroker, client_id: str) -> bool:
+    """Whether Mosquitto's log has it, which may come a moment after the goodbye was sent.
+
+    Of a connection that broke it says "closed its connection", or goes on with a reason. A newer
+    Mosquitto names the client's address, too.
+    """
+    goodbye = rf"Client {re.escape(client_id)}( \[[^]]*\])? disconnected\."
+    return re.search(goodbye, broker.log_path.read_text()) is not None
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> bool:
