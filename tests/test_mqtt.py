@@ -94,10 +94,12 @@ def build(tmp_path):
 
 @pytest.fixture
 def running(broker, build):
-    """A station that is connected."""
+    """A station that is connected, and has its subscription."""
     station = build(broker.port, keepalive_s=PATIENT_S)
     station.start()
     assert station.is_live()
+    # It sends a marker, and sets a timer for it, once the broker has granted the subscription.
+    assert eventually(lambda: station.client._timers)
     return station
 
 
