@@ -311,13 +311,15 @@ def test_live_verdicts_overtake_a_long_backlog(broker, build, subscribe, monkeyp
     # Rows that are acknowledged but not marked yet are not to go again either.
     monkeypatch.setattr(outbox_module, "MARK_DELAY_S", 60.0)
     monkeypatch.setattr(outbox_module, "MARK_BATCH", 1000)
-    station = build(broker.port)
+    station = build(broker.port, backlog_rate=10.0)  # half a minute for all of it
     for _ in range(300):
         station.commit(offer=False)
     subscriber = subscribe(broker)
     station.start()
     subscriber.wait_for(TOPICS.verdict, 1)
     station.commit()
+    assert eventually(lambda: (301, "live") in live_and_late(subscriber.received(TOPICS.verdict)))
+    station.outbox.set_backlog_rate(1000.0)
     order = live_and_late(subscriber.wait_for(TOPICS.verdict, 301))
     assert (301, "live") in order[:-1]
     station.commit()
