@@ -238,6 +238,13 @@ def test_a_password_over_tls_and_a_certificate(broker_directory, plant, start, t
     assert SECRET not in caplog.text
 
 
+def put(path, content):
+    """In one step: nobody reads the file while it is empty."""
+    new = path.with_name("new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
 def test_changed_files_are_taken_without_a_restart(
     broker_directory, plant, stranger, start, tmp_path, attempts, caplog
 ):
@@ -250,16 +257,16 @@ def test_changed_files_are_taken_without_a_restart(
             tls=TlsSettings(ca="authority"),
         )
         assert eventually(lambda: "password cannot be read" in client.trouble)
-        (tmp_path / "password").write_text(f"{SECRET}!")
+        put(tmp_path / "password", f"{SECRET}!".encode())
         assert eventually(lambda: "authority cannot be read" in client.trouble)
-        (tmp_path / "authority").write_bytes(stranger.file.read_bytes())
+        put(tmp_path / "authority", stranger.file.read_bytes())
         assert eventually(lambda: "not signed by an authority" in client.trouble)
-        (tmp_path / "authority").write_bytes(plant.file.read_bytes())
+        put(tmp_path / "authority", plant.file.read_bytes())
         assert eventually(lambda: "Not authorized (wrong password" in client.trouble)
-        (tmp_path / "password").write_text(SECRET)
+        put(tmp_path / "password", SECRET.encode())
         assert client.listener.came.wait(TIMEOUT_S)
         # The authority that was trusted before must not be trusted any longer.
-        (tmp_path / "authority").write_bytes(stranger.file.read_bytes())
+        put(tmp_path / "authority", stranger.file.read_bytes())
         broker.stop()
         # Whether an attempt falls into the broker's absence is not left to chance: it is counted.
         assert eventually(lambda: "connection refused" in client.trouble)
