@@ -358,7 +358,7 @@ def test_what_only_a_person_can_cure_is_not_hammered(
         assert eventually(lambda: client._retry_delay_s > 0)
         assert client._retry_delay_s == 30.0
         client.stop()  # does not wait for it
-    assert not client._thread.is_alive()
+    assert eventually(lambda: not client._thread.is_alive())
 
 
 def test_a_file_that_was_corrected_is_tried_at_once(
