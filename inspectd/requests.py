@@ -267,10 +267,10 @@ class Requests:
             _logger.error("whether request/%s was done already is not known: %s", name, error)
             return None
         if bytes(kept.asked) != encode(job.request):
+            asked = bytes(kept.asked).decode(errors="replace")
             raise ControlError(
                 f"transaction {transaction} was used already, at {before.at:%Y-%m-%dT%H:%M:%SZ}, "
-                f"for another request/{name}, {bytes(kept.asked).decode()}: give each request a "
-                "transaction of its own"
+                f"for another request/{name}, {asked}: give each request a transaction of its own"
             )
         return kept.response
 

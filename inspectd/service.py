@@ -548,13 +548,13 @@ class Service:
         return f"verdicts that follow once more, marked historical: {marked}"
 
     def _mark_unsent(self, first: int, last: int) -> int:
-        if not self._outbox.forget_sent(first, last, OUTBOX_S):
-            raise ControlError(
-                f"the thread that sends verdicts has been busy for {OUTBOX_S:g} s; ask again"
-            )
         try:
+            if not self._outbox.forget_sent(first, last, OUTBOX_S):
+                raise ControlError(
+                    f"the thread that sends verdicts has been busy for {OUTBOX_S:g} s; ask again"
+                )
             return self._recorder.mark_unsent(first, last)
-        finally:
+        finally:  # whatever was forgotten goes again, also where the rest fails
             self._outbox.look_back()
 
     # ---- other settings --------------------------------------------------------------------------

@@ -27,8 +27,8 @@ class JsonReader(Generic[T]):
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(kind)
 
-    def read(self, raw: bytes | str) -> T:
-        """Raises JsonError. A row of the journal is a str where a person has edited it."""
+    def read(self, raw: bytes) -> T:
+        """Raises JsonError."""
         try:
             return self._decoder.decode(raw)
         except RecursionError as error:
@@ -37,10 +37,9 @@ class JsonReader(Generic[T]):
             raise JsonError(_reason(raw, error)) from error
 
 
-def _reason(raw: bytes | str, error: Exception) -> str:
-    if isinstance(raw, bytes):
-        try:
-            raw.decode()
-        except UnicodeDecodeError as not_text:
-            return f"it is not UTF-8 text: byte {not_text.start} is {raw[not_text.start]:#04x}"
+def _reason(raw: bytes, error: Exception) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as not_text:
+        return f"it is not UTF-8 text: byte {not_text.start} is {raw[not_text.start]:#04x}"
     return str(error)

@@ -28,8 +28,6 @@ class Subscriber:
     def __init__(self, port: int) -> None:
         self._messages: list[paho.MQTTMessage] = []
         self._arrival = threading.Condition(threading.RLock())
-        self._own = f"caught-up/{uuid4().hex}"
-        self._caught_up = threading.Event()
         subscribed = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         self._client.on_message = self._on_message
@@ -41,9 +39,6 @@ class Subscriber:
         assert subscribed.wait(TIMEOUT_S), "the broker does not acknowledge a subscription"
 
     def _on_message(self, _client, _userdata, message: paho.MQTTMessage) -> None:
-        if message.topic == self._own:
-            self._caught_up.set()
-            return
         with self._arrival:
             self._messages.append(message)
             self._arrival.notify_all()
@@ -73,9 +68,11 @@ class Subscriber:
 
     def catch_up(self) -> None:
         """Wait for all that the broker has acknowledged so far: it keeps the order."""
-        self._caught_up.clear()
-        self._client.publish(self._own, qos=1)
-        assert self._caught_up.wait(TIMEOUT_S), "the broker brings no message back"
+        own = f"caught-up/{uuid4().hex}"
+        self._client.publish(own, qos=1)
+        self.wait_for(own)
+        with self._arrival:
+            self._messages = [message for message in self._messages if message.topic != own]
 
     def close(self) -> None:
         self._client.disconnect()

@@ -93,10 +93,11 @@ def test_a_transaction_is_found_again_also_after_reopening(path):
         assert journal.find_transaction("T-2") is None
 
 
-def test_a_transaction_whose_verdict_is_damaged_is_an_error(path):
+@pytest.mark.parametrize("edited", ["{}", 5, b'{"\xff": 1}'])
+def test_a_transaction_whose_verdict_is_damaged_is_an_error(path, edited):
     with Journal.open(path) as journal:
         journal.commit(a_verdict(transaction="T-1"))
-        journal._connection.execute("UPDATE inspection SET payload = '{}'")
+        journal._connection.execute("UPDATE inspection SET payload = ?", [edited])
         with pytest.raises(JournalError, match="verdict 1 of the journal could not be read"):
             journal.find_transaction("T-1")
 

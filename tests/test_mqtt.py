@@ -12,6 +12,7 @@ import pytest
 from broker import TIMEOUT_S, eventually, has_said_goodbye, payloads
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from station import hanging
 from verdicts import a_verdict
 
 from inspectd.commands.private_broker import HOST, PrivateBroker
@@ -371,16 +372,15 @@ def test_a_verdict_committed_but_not_yet_offered_is_not_taken_for_backlog(broker
     assert order == [(1, "late"), (2, "live")]
 
 
-@pytest.mark.parametrize("damage", [(b'"', b""), (b'"PASS"', b'"\xd0ASS"')])
+@pytest.mark.parametrize("damage", ["'{}'", "5", "x'7b22d0223a317d'"], ids=["{}", "5", "no text"])
 def test_a_row_that_cannot_be_read_does_not_hold_up_the_others(
     broker, build, subscribe, caplog, damage
 ):
     station = build(broker.port)
     for _ in range(3):
         station.commit(offer=False)
-    ((payload,),) = station.journal._query("SELECT payload FROM inspection WHERE seq = 2")
     station.journal._connection.execute(
-        "UPDATE inspection SET payload = ? WHERE seq = 2", [payload.replace(*damage)]
+        f"UPDATE inspection SET id = CAST(x'd0' AS TEXT), payload = {damage} WHERE seq = 2"
     )
     subscriber = subscribe(broker)
     station.start()
@@ -406,6 +406,24 @@ def test_what_is_to_be_sent_again_is_not_marked_by_an_acknowledgement_of_before(
     station.outbox.look_back()
     messages = subscriber.wait_for(TOPICS.verdict, 3)
     assert live_and_late(messages) == [(1, "live"), (2, "live"), (1, "late")]
+
+
+def test_what_is_to_be_sent_again_while_it_is_on_its_way_goes_twice(
+    broker, build, subscribe, monkeypatch
+):
+    monkeypatch.setattr(outbox_module, "MARK_DELAY_S", 60.0)
+    station = build(broker.port)
+    subscriber = subscribe(broker)
+    station.start()
+    assert station.is_live()
+    with hanging(broker):
+        station.commit()
+        assert eventually(lambda: any(s.seq == 1 for s in station.outbox._in_flight.values()))
+        assert station.outbox.forget_sent(1, 2**62, TIMEOUT_S)
+        assert station.journal.mark_unsent(1, 1) == 1
+        station.outbox.look_back()
+    messages = subscriber.wait_for(TOPICS.verdict, 2)
+    assert live_and_late(messages) == [(1, "live"), (1, "late")]
 
 
 class FaultyJournal:

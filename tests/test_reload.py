@@ -479,7 +479,11 @@ def test_each_request_does_what_it_says_once(
     service = station.start()
     wait_until_available(subscriber, 2)
     assert answer(subscriber, "teach", {"frames": 2, "transaction": "t1"}) == taught
-    assert judged(subscriber, "C")["settings_hash"] == second["settings_hash"]
+    third = judged(subscriber, "C")
+    assert third["settings_hash"] == second["settings_hash"]
+    # At once, while its acknowledgement may still have to be noted.
+    assert answer(subscriber, "resend", {"first": 3, "last": 3})["detail"].endswith(": 1")
+    wait_until(subscriber, TOPICS.verdict, lambda p: json.loads(p) == third | {"historical": True})
     assert last_state(subscriber)["references"] == 10
     assert service.stop() == 0, service.log
 

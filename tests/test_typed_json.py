@@ -22,7 +22,6 @@ EITHER: JsonReader[Asked | Told] = JsonReader(Asked | Told)
 
 def test_what_fits_is_read():
     assert ASKED.read('{"do": "ask", "part_id": "7/ß"}'.encode()) == Asked("7/ß")
-    assert ASKED.read('{"do": "ask", "part_id": "7/ß"}') == Asked("7/ß")
     assert EITHER.read(b'{"do": "tell", "count": 3}') == Told(3)
 
 
@@ -58,6 +57,5 @@ def test_what_no_library_says_well_is_said_in_our_words(raw, words):
 )
 def test_what_does_not_fit_is_refused_with_a_reason(raw):
     for reader in (ASKED, EITHER):
-        for same in (raw, raw.decode()):
-            with pytest.raises(JsonError, match=r"\w"):
-                reader.read(same)
+        with pytest.raises(JsonError, match=r"\w"):
+            reader.read(raw)

@@ -301,7 +301,7 @@ def _retained(station: _Station) -> Texts:
     wanted = (topics.availability, topics.state, topics.health, topics.statistics)
     for topic, payload in read_retained(mqtt, name, wanted, settings.resolve, RETAINED_S).items():
         text = payload.decode(errors="replace")
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             text = _json(json.loads(text))
         yield f"mqtt/{topic.rpartition('/')[2]}.json", text
 
@@ -322,7 +322,10 @@ def _journal(station: _Station) -> Texts:
         "newest": found.newest,
     }
     yield "journal.json", _json(facts)
-    yield "verdicts.jsonl", "".join(f"{row.payload.decode()}\n" for row in found.last)
+    yield (
+        "verdicts.jsonl",
+        "".join(f"{row.payload.decode(errors='replace')}\n" for row in found.last),
+    )
 
 
 def _references(station: _Station) -> Texts:

@@ -225,7 +225,8 @@ class Journal:
             JournalError: the journal could not be read.
         """
         rows = self._query(
-            "SELECT seq, payload FROM inspection WHERE requester_transaction = ?", transaction
+            "SELECT seq, CAST(payload AS BLOB) FROM inspection WHERE requester_transaction = ?",
+            transaction,
         )
         if not rows:
             return None
@@ -275,7 +276,8 @@ class Journal:
         return [
             Row(*row)
             for row in self._query(
-                "SELECT seq, id, payload FROM inspection WHERE seq BETWEEN ? AND ? ORDER BY seq",
+                "SELECT seq, id, CAST(payload AS BLOB) FROM inspection "
+                "WHERE seq BETWEEN ? AND ? ORDER BY seq",
                 first,
                 last,
             )
@@ -290,7 +292,7 @@ class Journal:
         return [
             Row(*row)
             for row in self._query(
-                "SELECT seq, id, payload FROM inspection WHERE sent = 0 AND seq > ? "
+                "SELECT seq, id, CAST(payload AS BLOB) FROM inspection WHERE sent = 0 AND seq > ? "
                 "ORDER BY seq LIMIT ?",
                 after,
                 limit,

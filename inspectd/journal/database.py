@@ -24,7 +24,8 @@ _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     # AUTOINCREMENT keeps the last number in sqlite_sequence, in the same transaction as the row:
     # it rolls back with it, and is not given again when the newest rows are deleted. The payload
-    # comes last: what lies behind it in a row is read through all of it.
+    # comes last: what lies behind it in a row is read through all of it. It is read by a CAST: a
+    # person who edits a row leaves a text or a number there.
     """CREATE TABLE inspection (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL,
@@ -72,6 +73,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
+    connection.text_factory = read_text
     try:
         version = known_version(connection, path)
         if version == 0:
@@ -99,6 +101,11 @@ def connect(path: Path) -> sqlite3.Connection:
             _remove_if_empty(path)
         raise
     return connection
+
+
+def read_text(raw: bytes) -> str:
+    """For a connection: a byte that the card has spoilt must not hold up the other rows."""
+    return raw.decode(errors="replace")
 
 
 def _remove_if_empty(path: Path) -> None:

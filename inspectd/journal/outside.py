@@ -10,7 +10,13 @@ from pathlib import Path
 from inspectd.errors import JournalUnusable
 from inspectd.journal import Row
 from inspectd.journal.damage import is_damage, search_for_damage
-from inspectd.journal.database import known_version, last_seq, read_id, words_on_opening
+from inspectd.journal.database import (
+    known_version,
+    last_seq,
+    read_id,
+    read_text,
+    words_on_opening,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +154,12 @@ def summarise_journal(path: Path, rows: int) -> Summary:
     """
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.text_factory = read_text
             counts = database.execute("SELECT verdict, count(*) FROM inspection GROUP BY verdict")
             span = "SELECT min(committed_at), max(committed_at), sum(sent = 0) FROM inspection"
             last = database.execute(
-                "SELECT seq, id, payload FROM inspection ORDER BY seq DESC LIMIT ?", (rows,)
+                "SELECT seq, id, CAST(payload AS BLOB) FROM inspection ORDER BY seq DESC LIMIT ?",
+                (rows,),
             )
             oldest, newest, unsent = database.execute(span).fetchone()
             return Summary(

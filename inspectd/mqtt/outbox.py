@@ -224,7 +224,7 @@ class Outbox:
             False if the time was over first.
         """
         forgotten = threading.Event()
-        self._events.put(lambda: self._forget_sent(range(first, last + 1), forgotten))
+        self._events.put(lambda: self._forget_sent(first, last, forgotten))
         return forgotten.wait(timeout_s)
 
     def look_back(self) -> None:
@@ -330,12 +330,11 @@ class Outbox:
         self._backlog_from = None
         self._in_flight = {mid: _Sent(sent.topic, None) for mid, sent in self._in_flight.items()}
 
-    def _forget_sent(self, seqs: range, forgotten: threading.Event) -> None:
-        self._to_mark = [seq for seq in self._to_mark if seq not in seqs]
-        self._in_flight = {
-            mid: _Sent(sent.topic, None) if sent.seq in seqs else sent
-            for mid, sent in self._in_flight.items()
-        }
+    def _forget_sent(self, first: int, last: int, forgotten: threading.Event) -> None:
+        self._to_mark = [seq for seq in self._to_mark if not first <= seq <= last]
+        for mid, sent in self._in_flight.items():
+            if sent.seq is not None and first <= sent.seq <= last:
+                self._in_flight[mid] = _Sent(sent.topic, None)
         forgotten.set()
 
     def _on_connected(self) -> None:

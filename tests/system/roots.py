@@ -56,7 +56,8 @@ def require_tools() -> None:
     """Raises LabUnusable where containers cannot be booted; installs Debian's packages for it."""
     if os.geteuid() != 0:
         raise LabUnusable("booting containers needs root")
-    provide(TOOLS)
+    with alone(lab_folder() / "tools"):  # two processes must not both call apt
+        provide(TOOLS)
     output(["unshare", "-m", "sh", "-c", OWN_CGROUPS])
 
 
@@ -279,7 +280,8 @@ def scratch(name: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            with alone(runs):  # else another takes it for one that was left
+                shutil.rmtree(folder)
 
 
 @contextmanager
